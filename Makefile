@@ -1,0 +1,66 @@
+# `make help` lists the targets. Each does its own set-up; variables go on the command line: make demo BROKER=amqp://
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-plain test lint chaos bench coverage build clean
+
+VENV ?= .venv
+PYTHON ?=
+BROKER ?=
+PLAIN ?=
+PYTEST_ARGS ?=
+# Two test processes: most of the time of a test with a real worker is the worker's start.
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+BOOTSTRAP := PYTHON='$(PYTHON)' tools/bootstrap '$(VENV)'
+DEMO := $(BIN)/python -m example_project.demo $(if $(BROKER),--broker '$(BROKER)')
+# Under make a missing broker fails a test instead of skipping it.
+PYTEST := GUARDRAILS_TEST_REQUIRE_BROKERS=1 $(BIN)/python -m pytest
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## See it work: a small shop on a private Redis, its workers killed (BROKER=amqp://… or redis://…, PLAIN=1: without colours)
+	@$(BOOTSTRAP) demo
+	@$(DEMO) $(if $(PLAIN),--plain)
+
+demo-plain: ## The same shop on plain Celery, to see what is lost
+	@$(BOOTSTRAP) demo
+	@$(DEMO) --plain
+
+test: ## Lint, types, architecture and every test (PYTEST_ARGS=…, JOBS=1)
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m tests.support.provision
+	$(PYTEST) -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+lint: ## ruff, mypy and import-linter
+	@$(BOOTSTRAP) test lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+chaos: ## Only the tests that kill, stop and cut off real processes
+	@$(BOOTSTRAP) test lint
+	@$(BIN)/python -m tests.support.provision
+	$(PYTEST) -m chaos $(PYTEST_ARGS)
+
+bench: ## The measurements behind the numbers in the documentation
+	@$(BOOTSTRAP) test lint
+	@$(BIN)/python -m tests.support.provision
+	$(BIN)/python -m benchmarks
+
+coverage: ## Every test under coverage, workers included
+	@$(BOOTSTRAP) test lint
+	@$(BIN)/python -m tests.support.provision
+	$(BIN)/coverage erase
+	GUARDRAILS_TEST_REQUIRE_BROKERS=1 $(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+build: ## Wheel and sdist in dist/
+	@$(BOOTSTRAP) test lint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2'
+	$(BIN)/python -m build
+
+clean: ## Remove everything that was made here
+	rm -rf '$(VENV)' build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .tox
+	find celery_guardrails tests benchmarks example_project -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

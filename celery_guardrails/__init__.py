@@ -1,0 +1,50 @@
+"""celery-guardrails: background jobs as state machines under failure, on top of standard Celery."""
+
+from __future__ import annotations
+
+from .errors import (
+    DeadlineExceeded,
+    DeadLetterError,
+    DuplicateTask,
+    GuardrailsConfigError,
+    GuardrailsError,
+    IdempotencyConflict,
+    LeaseLost,
+    PermanentError,
+    PoisonTask,
+    QueueFull,
+    RejectedTask,
+    RetryableError,
+    StoreUnavailable,
+)
+from .execution import Execution, current_execution
+from .integration.app import Guardrails, classify
+from .integration.task import GuardedTask, guarded_task
+from .policy.classification import Classification
+from .policy.retry import RetryPolicy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Classification",
+    "DeadLetterError",
+    "DeadlineExceeded",
+    "DuplicateTask",
+    "Execution",
+    "GuardedTask",
+    "Guardrails",
+    "GuardrailsConfigError",
+    "GuardrailsError",
+    "IdempotencyConflict",
+    "LeaseLost",
+    "PermanentError",
+    "PoisonTask",
+    "QueueFull",
+    "RejectedTask",
+    "RetryPolicy",
+    "RetryableError",
+    "StoreUnavailable",
+    "classify",
+    "current_execution",
+    "guarded_task",
+]

@@ -1,0 +1,102 @@
+"""Settings: read from the Celery configuration, validated once, frozen."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import GuardrailsConfigError
+from .policy.classification import PERMANENT, RETRYABLE
+
+__all__ = ["PREFIX", "Settings"]
+
+PREFIX = "guardrails_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of the package; each is ``guardrails_<name>`` in the Celery configuration.
+
+    Args:
+        store: URL of the store, or None to find one (the Redis in ``broker_url`` or ``result_backend``).
+        namespace: prefix of every key and queue of ours; None means the app's ``main`` name.
+        lease_seconds: length of a lease, renewed at a third of it.
+        result_retention: seconds a completion record is kept.
+        max_result_bytes: a serialised result over this is remembered as completed without its value.
+        max_crashes: worker losses after which a message is poison.
+        dead_letter_exchange: name of the DLX.
+        dead_letter_queue: name of the DLQ, with ``{queue}`` for the source queue.
+        drain_seconds: time running tasks get after SIGTERM.
+        store_failure: ``"defer"`` (do not run, hand back) or ``"open"`` (run unguarded).
+        default_kind: of errors that no rule knows.
+        delay_queue_type: ``"quorum"`` or ``"classic"``: RabbitMQ queues that hold waiting retries.
+        http: ``host:port`` of the worker's own HTTP server, or None.
+    """
+
+    store: str | None = None
+    namespace: str | None = None
+    lease_seconds: float = 60.0
+    result_retention: float = 86400.0
+    max_result_bytes: int = 262144
+    max_crashes: int = 3
+    dead_letter_exchange: str = "guardrails.dlx"
+    dead_letter_queue: str = "{queue}.dead"
+    drain_seconds: float = 25.0
+    store_failure: str = "defer"
+    default_kind: str = RETRYABLE
+    delay_queue_type: str = "quorum"
+    http: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, (allowed, test) in _RULES.items():
+            value = getattr(self, name)
+            try:
+                good = test(value)
+            except TypeError:
+                good = False
+            if not good:
+                raise GuardrailsConfigError(f"{PREFIX}{name} = {value!r}: {allowed} is allowed")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
+        """Build from ``guardrails_*`` names.
+
+        Raises:
+            GuardrailsConfigError: for a name that is unknown or a value that is not allowed.
+        """
+        known = {PREFIX + field.name: field.name for field in fields(cls)}
+        chosen: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise GuardrailsConfigError(f"{name} = {value!r}: there is no such setting{hint} Known are {', '.join(sorted(known))}")
+            chosen[known[name]] = value
+        return cls(**chosen)
+
+
+def _positive(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "store": ("None or a store URL", lambda v: v is None or (_text(v) and "://" in v)),
+    "namespace": ("None or a text that is not empty", lambda v: v is None or _text(v)),
+    "lease_seconds": ("a number of seconds of at least 1", lambda v: _positive(v) and v >= 1),
+    "result_retention": ("a number of seconds above 0", _positive),
+    "max_result_bytes": ("a whole number of bytes of at least 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+    "max_crashes": ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+    "dead_letter_exchange": ("a text that is not empty", _text),
+    "dead_letter_queue": ("a text with {queue} in it", lambda v: _text(v) and "{queue}" in v and v != "{queue}"),
+    "drain_seconds": ("a number of seconds of at least 0", lambda v: not isinstance(v, bool) and isinstance(v, (int, float)) and v >= 0),
+    "store_failure": ('"defer" or "open"', lambda v: v in ("defer", "open")),
+    "default_kind": (f'"{RETRYABLE}" or "{PERMANENT}"', lambda v: v in (RETRYABLE, PERMANENT)),
+    "delay_queue_type": ('"quorum" or "classic"', lambda v: v in ("quorum", "classic")),
+    "http": ("None or host:port", lambda v: v is None or (_text(v) and v.rpartition(":")[2].isdigit())),
+}

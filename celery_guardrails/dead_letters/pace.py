@@ -1,0 +1,59 @@
+"""Spreads work evenly over time."""
+
+from __future__ import annotations
+
+from ..errors import GuardrailsConfigError
+from ..ports import Clock
+
+__all__ = ["Pace", "parse_rate"]
+
+_SPANS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+#: Seconds of delay that are caught up on: enough to even out what sleeping adds, too little to make a burst of.
+_CATCH_UP = 0.05
+
+
+class Pace:
+    """Lets at most so many steps pass a second, evenly spaced.
+
+    Args:
+        clock: time.
+        rate: steps a second; None for as fast as it goes.
+
+    Raises:
+        GuardrailsConfigError: a rate that is not above 0.
+    """
+
+    def __init__(self, clock: Clock, rate: float | None) -> None:
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0):
+            raise GuardrailsConfigError(f"--rate {rate!r}: a number a second above 0 is allowed, such as 10 or 10/s")
+        self._clock = clock
+        self._step = 1.0 / rate if rate else 0.0
+        self._due: float | None = None
+
+    def wait(self) -> None:
+        """Return when the next step may be made."""
+        if not self._step:
+            return
+        now = self._clock.now()
+        due = now if self._due is None else max(self._due, now - _CATCH_UP)
+        if due > now:
+            self._clock.sleep(due - now)
+        self._due = due + self._step
+
+
+def parse_rate(text: str | None) -> float | None:
+    """Return steps a second of ``"10"``, ``"10/s"``, ``"600/m"`` or ``"2000/h"``.
+
+    Raises:
+        GuardrailsConfigError: it is none of these.
+    """
+    if text is None:
+        return None
+    number, _, span = text.strip().partition("/")
+    try:
+        rate = float(number) / _SPANS[span.strip().lower() or "s"]
+    except (KeyError, ValueError):
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise GuardrailsConfigError(f"--rate {text!r}: a number above 0 is allowed, a second or with its span: 10, 10/s, 600/m, 2000/h")
+    return rate

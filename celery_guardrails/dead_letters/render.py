@@ -1,0 +1,218 @@
+"""Dead letters as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from itertools import chain, islice
+from typing import Any
+
+from ..policy.delivery import DEAD_LETTER_HEADER
+from ..policy.lease import Record
+from .letter import DeadLetter
+from .reports import DiscardReport, Group, ReplayReport
+
+__all__ = [
+    "failure_lines",
+    "group_data",
+    "letter_data",
+    "letter_text",
+    "letters_text",
+    "moment",
+    "plain",
+    "printable",
+    "record_data",
+    "replay_lines",
+    "report_data",
+    "shown",
+    "table",
+]
+
+#: Rows that are looked at to find the width of the columns; later ones may stick out, and are never held in memory.
+_SAMPLE = 100
+#: Characters of one value, and of one body, that are shown to people.
+_VALUE_LIMIT = 2_000
+_BODY_SHOWN = 200
+#: Headers that repeat the arguments, unredacted, or are shown elsewhere.
+_HIDDEN_HEADERS = (DEAD_LETTER_HEADER, "argsrepr", "kwargsrepr")
+
+
+def printable(text: object, *, lines: bool = False, limit: int | None = None) -> str:
+    """Return a text that is safe to print: what could steer a terminal, or turn the writing around, is escaped.
+
+    Args:
+        text: anything; a dead letter may hold what an attacker sent.
+        lines: keep line ends and tabs.
+        limit: characters to keep.
+    """
+    whole = str(text)
+    cut = whole if limit is None or len(whole) <= limit else whole[: limit - 1] + "…"
+    return "".join(char if _harmless(char) or (lines and char in "\n\t") else _escaped(char) for char in cut)
+
+
+def _harmless(char: str) -> bool:
+    category = unicodedata.category(char)
+    return category[0] != "C" and category not in ("Zl", "Zp")
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def moment(seconds: float | None) -> str | None:
+    """Return unix time in seconds as ISO 8601 in UTC, which ``--since`` takes, or None."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def shown(value: object) -> str:
+    """Return a value of one of the mappings below as one line for people."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, str):
+        return printable(value, limit=_VALUE_LIMIT)
+    return printable(json.dumps(plain(value), ensure_ascii=False), limit=_VALUE_LIMIT)
+
+
+def plain(value: Any) -> Any:
+    """Return a value of JSON types only, whatever a serializer made."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return ascii(value)[2:-1] if isinstance(value, (bytes, bytearray)) else str(value)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, width: int | None = None) -> Iterator[str]:
+    """Yield the lines of a table.
+
+    Args:
+        titles: of the columns; the last column takes what room is left.
+        rows: cells; made printable here. They are read as they are needed.
+        width: characters of a line, or None for as many as it takes.
+    """
+    texts = ([printable("-" if cell is None or cell == "" else cell, limit=_VALUE_LIMIT) for cell in row] for row in rows)
+    sample = list(islice(texts, _SAMPLE))
+    widths = [max(len(title), *(len(row[column]) for row in sample)) if sample else len(title) for column, title in enumerate(titles)]
+    for row in chain([list(titles)], sample, texts):
+        line = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+        yield line if width is None or len(line) <= width else line[: width - 1] + "…"
+
+
+def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
+    """Return a letter as values of JSON types.
+
+    Args:
+        letter: the letter.
+        full: with its arguments, redacted, and its traceback, headers and properties.
+    """
+    certificate = letter.certificate
+    data: dict[str, Any] = {
+        "id": letter.id,
+        "task": letter.task,
+        "task_id": letter.task_id,
+        "key": letter.key,
+        "reason": letter.reason,
+        "error": certificate.error,
+        "message": certificate.message,
+        "fingerprint": certificate.fingerprint,
+        "attempts": certificate.attempts,
+        "crashes": certificate.crashes,
+        "replays": letter.replays,
+        "first_seen": moment(certificate.first_seen),
+        "last_seen": moment(certificate.last_seen),
+        "worker": certificate.worker,
+        "queue": letter.queue,
+        "dead_letter_queue": letter.dead_letter_queue,
+        "exchange": certificate.exchange,
+        "routing_key": certificate.routing_key,
+        "content_type": letter.message.content_type,
+        "size": letter.size,
+    }
+    if not full:
+        return data
+    payload = letter.shown_payload()
+    data["args"] = list(payload.args)
+    data["kwargs"] = dict(payload.kwargs)
+    data["undecoded"] = payload.error or None
+    if payload.error:
+        data["body"] = ascii(letter.message.body[:_BODY_SHOWN])[2:-1] + ("…" if letter.size > _BODY_SHOWN else "")
+    data["headers"] = letter.redact({name: value for name, value in letter.message.headers.items() if name not in _HIDDEN_HEADERS})
+    data["properties"] = dict(letter.message.properties)
+    data["traceback"] = certificate.traceback
+    return data
+
+
+def letter_text(letter: DeadLetter) -> Iterator[str]:
+    """Yield the lines that show one letter to people."""
+    data = letter_data(letter, full=True)
+    traceback = data.pop("traceback")
+    width = max(map(len, data))
+    for name, value in data.items():
+        if value is not None:
+            yield f"{name.replace('_', ' ').ljust(width)}  {shown(value)}"
+    if traceback:
+        yield ""
+        yield from printable(traceback, lines=True).rstrip().split("\n")
+
+
+def group_data(group: Group) -> dict[str, Any]:
+    """Return a group as values of JSON types."""
+    data = {**group.__dict__, "tasks": list(group.tasks), "queues": list(group.queues)}
+    return {**data, "first_seen": moment(group.first_seen), "last_seen": moment(group.last_seen)}
+
+
+def report_data(report: ReplayReport | DiscardReport) -> Mapping[str, Any]:
+    """Return a report as values of JSON types."""
+    data = {**report.__dict__, "missing": list(report.missing), "stopped": report.stopped or None}
+    return {**data, "failures": [failure.__dict__ for failure in report.failures]}
+
+
+def record_data(key: str, record: Record) -> dict[str, Any]:
+    """Return what a store remembers of a key as values of JSON types; of the result only its size."""
+    data = {"key": key, **record.__dict__, "state": record.state.value}
+    result = record.result
+    data["until"], data["claimed_at"] = moment(record.until or None), moment(record.claimed_at or None)
+    data["result"] = None if result is None else {"task_id": result.task_id, "kept": result.has_value, "bytes": len(result.data)}
+    return data
+
+
+def letters_text(number: int) -> str:
+    """Return a number of dead letters in words."""
+    return f"{number} dead letter{'' if number == 1 else 's'}"
+
+
+def replay_lines(report: ReplayReport, max_replays: int) -> Iterator[str]:
+    """Yield the lines that tell people what a replay did; what failed is told by :func:`failure_lines`."""
+    yield f"{'would replay' if report.dry_run else 'replayed'} {report.replayed} of {letters_text(report.total)}"
+    for destination, number in sorted(report.destinations.items()):
+        yield f"  to {printable(destination)}: {number}"
+    if report.dry_run:
+        for reason, number in sorted(report.reasons.items()):
+            yield f"  dead for {printable(reason)}: {number}"
+    if report.already_completed:
+        yield f"  already completed meanwhile: {report.already_completed}; their tasks would not run again"
+    if report.skipped_max_replays:
+        yield f"skipped {letters_text(report.skipped_max_replays)} replayed {max_replays} times before; --max-replays allows more"
+    if report.skipped_hopeless:
+        yield f"skipped {letters_text(report.skipped_hopeless)} that would only die again; name their ID or --reason to replay them all the same"
+
+
+def failure_lines(report: ReplayReport | DiscardReport) -> Iterator[str]:
+    """Yield the lines that tell people what was not done, and what to do about it."""
+    for failure in report.failures:
+        yield f"failed {failure.id}: {printable(failure.why)}"
+    if report.failed > len(report.failures):
+        yield f"… and {report.failed - len(report.failures)} more"
+    for identifier in report.missing:
+        yield f"not found: {printable(identifier)}"
+    if report.stopped:
+        yield f"stopped before the last letter: {printable(report.stopped)}; run it again to go on"

@@ -1,0 +1,59 @@
+"""A dead letter turned back into a live message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, RawMessage
+from .letter import DeadLetter
+
+__all__ = ["restored"]
+
+#: Of the message's past life: RabbitMQ drops a message whose ``x-death`` looks like a cycle, and counts deliveries on.
+_BROKER_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
+_BROKER_PREFIXES = ("x-first-death-", "x-last-death-")
+#: Properties that a dead letter cannot carry (it would expire, or be refused) stand in headers that begin with this.
+_ORIGINAL = "guardrails-original-"
+#: Of those, what is put back. An expiration is cleared, like ``expires``; CC and BCC would make copies for queues that had theirs.
+_PUT_BACK = {f"{_ORIGINAL}delivery-mode": "delivery_mode", f"{_ORIGINAL}user-id": "user_id"}
+
+
+def restored(letter: DeadLetter, *, now: float) -> RawMessage:
+    """Return the original message, ready for a fresh life.
+
+    Body, content type, content encoding and properties are byte for byte as they were; so are the headers, but for:
+
+    - ``guardrails`` (the certificate) and what the broker wrote about the death are gone;
+    - ``x-guardrails`` keeps key, fingerprint and origin, starts its counters and its deadline anew, and counts one replay more;
+    - Celery's ``retries`` is 0; ``eta`` and ``expires``, and RabbitMQ's own expiration, are cleared where the message had
+      them: a replay is wanted now, and an expired message would be discarded on arrival without a word.
+
+    Args:
+        letter: the dead letter.
+        now: unix time in seconds, from which the deadline of the retry policy counts.
+    """
+    message, certificate = letter.message, letter.certificate
+    headers = {
+        name: value
+        for name, value in message.headers.items()
+        if name not in _BROKER_HEADERS and name != DEAD_LETTER_HEADER and not name.startswith((*_BROKER_PREFIXES, _ORIGINAL))
+    }
+    properties = {name: value for name, value in message.properties.items() if name != "expiration"}
+    properties |= {name: message.headers[header] for header, name in _PUT_BACK.items() if header in message.headers}
+    if "retries" in headers:
+        headers["retries"] = 0
+    for name in ("eta", "expires"):
+        if name in headers:
+            headers[name] = None
+    travel = letter.travel
+    known_origin = (certificate.exchange, certificate.routing_key) if certificate.exchange or certificate.routing_key else None
+    headers[TRAVEL_HEADER] = travel.evolve(
+        attempts=0,
+        deferrals=0,
+        deliveries=0,
+        waited=None,
+        first=now,
+        replays=letter.replays + 1,
+        origin=travel.origin or known_origin,
+    ).to_header()
+    return replace(message, headers=headers, properties=properties)

@@ -1,0 +1,317 @@
+"""List, group, show, replay and discard dead letters: the one service behind every command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from ..config import Settings
+from ..errors import DeadLetterError, GuardrailsConfigError, PublishFailed, StoreUnavailable
+from ..policy.lease import RecordState
+from ..ports import Broker, Clock, IdempotencyStore, QueuedLetter
+from .decoder import Decoder, KombuDecoder
+from .filters import Filter
+from .letter import DeadLetter, read_letter
+from .pace import Pace
+from .redaction import Redactor, hide_secrets
+from .reports import DiscardReport, Group, OnProgress, ReplayReport
+from .restore import restored
+from .tally import Gathering, Names, Run
+
+__all__ = ["DeadLetters"]
+
+#: Seconds that a replay or a discard holds the letters of a queue before it lets go and looks again.
+_PASS_SECONDS = 300.0
+
+
+class DeadLetters:
+    """Looks after the dead letter queues of one app.
+
+    It keeps nothing of its own: the queues are the truth, so any number of these may work side by side.
+
+    Args:
+        broker: where the letters lie.
+        store: says in a dry run which keys have completed meanwhile; None where there is none.
+        settings: of the app (``dead_letter_queue`` names the queues of task queues that the app does not know).
+        clock: time.
+        decoder: reads arguments, see :class:`~celery_guardrails.dead_letters.KombuDecoder`.
+        redact: what of the arguments may be shown.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        store: IdempotencyStore | None,
+        *,
+        settings: Settings,
+        clock: Clock,
+        decoder: Decoder,
+        redact: Redactor = hide_secrets,
+    ) -> None:
+        self._broker = broker
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._decoder = decoder
+        self._redact = redact
+
+    @classmethod
+    def for_app(cls, app: Any, *, broker: Broker, store: IdempotencyStore | None, settings: Settings, clock: Clock) -> DeadLetters:
+        """Return the service for a Celery app, which reads what the app's ``accept_content`` lets its workers read."""
+        return cls(broker, store, settings=settings, clock=clock, decoder=KombuDecoder(app.conf.accept_content))
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Return unix time in seconds by this service's clock, from which times ago are counted."""
+        return self._clock.now()
+
+    def queues(self, name: str | None = None) -> Mapping[str, str]:
+        """Return the task queues with their dead letter queues.
+
+        Args:
+            name: only this task queue, or the one that this dead letter queue belongs to. It need not be known to
+                the app: a worker may have been started with ``-Q`` for it.
+        """
+        known = dict(self._broker.queues())
+        if name is None:
+            return known
+        for queue, dead_letter_queue in known.items():
+            if name in (queue, dead_letter_queue):
+                return {queue: dead_letter_queue}
+        return {name: self._settings.dead_letter_queue.replace("{queue}", name)}
+
+    def count(self, where: Filter = Filter()) -> int:  # noqa: B008 - a Filter is frozen
+        """Return how many letters lie in the queues that the filter names, whether they match or not."""
+        return sum(self._broker.depth(dead_letter_queue) for dead_letter_queue in self.queues(where.queue).values())
+
+    def list(self, where: Filter = Filter()) -> Generator[DeadLetter, None, None]:  # noqa: B008 - a Filter is frozen
+        """Yield the letters that match, queue by queue, the oldest first; nothing is moved.
+
+        The letters of a queue may be out of other operators' sight until the iterator is exhausted or closed.
+        """
+        with closing(self._all(where.queue)) as letters:
+            yield from islice(filter(where.matches, letters), where.limit)
+
+    def groups(self, where: Filter = Filter()) -> Sequence[Group]:  # noqa: B008 - a Filter is frozen
+        """Return the letters that match in groups of one reason and one error, the largest group first."""
+        found: dict[tuple[str, str, str], Gathering] = {}
+        for letter in self._all(where.queue):
+            if where.matches(letter):
+                certificate = letter.certificate
+                name = (letter.reason, certificate.error, certificate.fingerprint)
+                found.setdefault(name, Gathering(letter)).add(letter)
+        groups = sorted((gathering.group() for gathering in found.values()), key=lambda group: (-group.count, group.reason, group.error))
+        return groups[: where.limit]
+
+    def show(self, identifier: str) -> DeadLetter:
+        """Return one letter.
+
+        Args:
+            identifier: of the letter, or the whole task id.
+
+        Raises:
+            DeadLetterError: there is no such letter.
+        """
+        with closing(self._all(None)) as letters:
+            for letter in letters:
+                if identifier in (letter.id, letter.task_id):
+                    return letter
+        raise DeadLetterError(
+            f"there is no dead letter {identifier!r} in {', '.join(self.queues().values())}; it may have been replayed or discarded"
+        )
+
+    # -- moving -----------------------------------------------------------------------------------------------
+
+    def replay(
+        self,
+        where: Filter = Filter(),  # noqa: B008 - a Filter is frozen
+        *,
+        ids: Iterable[str] = (),
+        dry_run: bool = False,
+        rate: float | None = None,
+        to_queue: str | None = None,
+        max_replays: int = 3,
+        on_progress: OnProgress | None = None,
+    ) -> ReplayReport:
+        """Put letters back into their task queues, with their task id and key, and a fresh count of attempts.
+
+        Each is published with a confirm and only then taken out of the dead letter queue: a crash in between repeats
+        it, and never loses it. A letter that dies again while this runs is left for the next time.
+
+        Args:
+            where: which letters.
+            ids: only these, by identifier or whole task id (they must match ``where`` as well).
+            dry_run: move nothing, only count.
+            rate: letters a second, evenly spaced; None for as fast as it goes.
+            to_queue: put them all into this task queue.
+            max_replays: leave letters alone that have been replayed so often before.
+            on_progress: called after each letter.
+
+        Raises:
+            GuardrailsConfigError: an option is wrong.
+        """
+        if isinstance(max_replays, bool) or not isinstance(max_replays, int) or max_replays < 1:
+            raise GuardrailsConfigError(f"--max-replays {max_replays!r}: a whole number of at least 1 is allowed")
+        if to_queue is not None and (not to_queue or to_queue in self.queues().values()):
+            raise GuardrailsConfigError(f"--to-queue {to_queue!r}: a task queue is allowed, not a dead letter queue")
+        pace = Pace(self._clock, rate)
+        run = Run(dry_run=dry_run, on_progress=on_progress, already_completed=0 if dry_run and self._store else None)
+
+        def step(queued: QueuedLetter, letter: DeadLetter) -> bool:
+            if letter.replays >= max_replays:
+                run.skipped_max_replays += 1
+                return False
+            if letter.hopeless and not (letter.id in run.asked or letter.reason == where.reason):
+                run.skipped_hopeless += 1
+                return False
+            if not dry_run:
+                pace.wait()
+            self._replay(queued, letter, to_queue or letter.queue, run)
+            return True
+
+        self._each(where, ids, run, step)
+        return run.replay_report()
+
+    def discard(
+        self,
+        where: Filter = Filter(),  # noqa: B008 - a Filter is frozen
+        *,
+        ids: Iterable[str] = (),
+        dry_run: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> DiscardReport:
+        """Remove letters for good.
+
+        Args:
+            where: which letters.
+            ids: only these, by identifier or whole task id (they must match ``where`` as well).
+            dry_run: move nothing, only count.
+            on_progress: called after each letter.
+        """
+        run = Run(dry_run=dry_run, on_progress=on_progress)
+
+        def step(queued: QueuedLetter, letter: DeadLetter) -> bool:
+            if dry_run or self._take(queued, letter, run, "it is still in the dead letter queue"):
+                run.done += 1
+            return True
+
+        self._each(where, ids, run, step)
+        return run.discard_report()
+
+    # -- how --------------------------------------------------------------------------------------------------
+
+    def _all(self, queue: str | None) -> Generator[DeadLetter, None, None]:
+        for source, dead_letter_queue in self.queues(queue).items():
+            with closing(self._browse(source, dead_letter_queue, None)) as letters:
+                for _, letter in letters:
+                    yield letter
+
+    def _browse(self, queue: str, dead_letter_queue: str, bound: int | None) -> Generator[tuple[QueuedLetter, DeadLetter], None, None]:
+        names = Names()
+        with _closed_after(self._broker.browse(dead_letter_queue)) as found:
+            for queued in islice(found, bound):
+                letter = read_letter(
+                    queued.message,
+                    queue=queue,
+                    dead_letter_queue=dead_letter_queue,
+                    decoder=self._decoder,
+                    redact=self._redact,
+                )
+                unique = names.unique(letter.id)
+                yield queued, letter if unique == letter.id else replace(letter, id=unique)
+
+    def _each(self, where: Filter, ids: Iterable[str], run: Run, step: Callable[[QueuedLetter, DeadLetter], bool]) -> None:
+        """Call ``step`` with each chosen letter; its answer says whether the letter counts against the limit.
+
+        Never looks further than the queues were deep at the start: what comes in behind, such as the letters that a
+        replay makes die again, is not of this run.
+        """
+        asked = run.ask(ids)
+        bounds = {queue: (dead, self._broker.depth(dead)) for queue, dead in self.queues(where.queue).items()}
+        run.depth = sum(bound for _, bound in bounds.values())
+
+        def visit(queued: QueuedLetter, letter: DeadLetter) -> bool:
+            if where.matches(letter) and (not asked or run.is_asked(letter)):
+                run.total += 1
+                run.acted += step(queued, letter)
+            run.looked_at += 1
+            run.progress()
+            return run.acted == where.limit or run.all_found
+
+        try:
+            for queue, (dead_letter_queue, bound) in bounds.items():
+                if self._visit(queue, dead_letter_queue, bound, run, visit):
+                    return
+        except Exception as exc:  # noqa: BLE001 - the broker's library raises what it likes; what has been done must be told
+            run.stopped = f"{type(exc).__name__}: {exc}"
+
+    def _visit(self, queue: str, dead_letter_queue: str, bound: int, run: Run, visit: Callable[[QueuedLetter, DeadLetter], bool]) -> bool:
+        """Call ``visit`` with the first ``bound`` letters of a queue until it says that it is enough; whether it did.
+
+        A slow replay takes several passes: RabbitMQ closes a channel that holds messages longer than its
+        ``consumer_timeout`` (half an hour by default), and what is held no other operator can see. What a pass has
+        left in the queue comes first in the next one, and is passed over there by its number.
+        """
+        left = 0
+        while bound > 0:
+            end = self._clock.now() + _PASS_SECONDS
+            with closing(self._browse(queue, dead_letter_queue, left + bound)) as letters:
+                for queued, letter in islice(letters, left, None):
+                    done = run.done
+                    if visit(queued, letter):
+                        return True
+                    bound -= 1
+                    left += run.dry_run or run.done == done
+                    if self._clock.now() >= end:
+                        break
+                else:
+                    return False
+        return False
+
+    def _replay(self, queued: QueuedLetter, letter: DeadLetter, destination: str, run: Run) -> None:
+        if not run.dry_run:
+            try:
+                self._broker.send(restored(letter, now=self._clock.now()), destination)
+            except PublishFailed as exc:
+                run.fail(letter, str(exc))
+                return
+            left = f"it is in {destination!r} now, and in the dead letter queue still; its key keeps it from running twice"
+            if not self._take(queued, letter, run, left):
+                return
+        elif run.already_completed is not None:
+            run.already_completed = self._plus_completed(run.already_completed, letter)
+        run.done += 1
+        run.destinations[destination] += 1
+        run.reasons[letter.reason] += 1
+
+    def _take(self, queued: QueuedLetter, letter: DeadLetter, run: Run, left: str) -> bool:
+        try:
+            self._broker.take(queued)
+        except Exception as exc:  # noqa: BLE001 - the broker's library raises what it likes; the letter is told by name
+            run.fail(letter, f"{left} ({type(exc).__name__}: {exc})")
+            return False
+        return True
+
+    def _plus_completed(self, known: int, letter: DeadLetter) -> int | None:
+        if self._store is None or not letter.key:
+            return known
+        try:
+            record = self._store.lookup(letter.key)
+        except StoreUnavailable:
+            return None
+        return known + (record is not None and record.state is RecordState.COMPLETED)
+
+
+@contextmanager
+def _closed_after(found: Iterator[QueuedLetter]) -> Generator[Iterator[QueuedLetter], None, None]:
+    """Close the broker's iterator at the end, which puts back what was not taken."""
+    try:
+        yield found
+    finally:
+        close = getattr(found, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,355 @@
+"""Admit → run → settle: carries deliveries to the verdict and the verdict away.
+
+The guard talks to its ports and knows no Celery. Order is everything here, so each step says why it comes when it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import events
+from .errors import PublishFailed, StoreUnavailable
+from .policy.deadletter import DeathCertificate, error_fingerprint
+from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel
+from .policy.lease import Claim, ClaimState, Record
+from .policy.verdict import (
+    Complete,
+    DeadLetterNow,
+    Fail,
+    HandBack,
+    LeaseGone,
+    Limits,
+    Lost,
+    NotStarted,
+    Outcome,
+    PassThrough,
+    Raised,
+    Replay,
+    RetryIn,
+    Returned,
+    Run,
+    Verdict,
+    attempt_number,
+    decide,
+)
+from .ports import Broker, Clock, IdempotencyStore, ResultCodec
+
+__all__ = ["ErrorReport", "Guard", "Patience"]
+
+#: x-death makes RabbitMQ take a message that waits twice for a cycle, which it drops without a word;
+#: x-delivery-count is of another life of the message.
+_BROKER_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
+_BROKER_PREFIXES = ("x-first-death-", "x-last-death-")
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """An exception as text: it may not be picklable, and the main process has none at all."""
+
+    error: str = ""
+    message: str = ""
+    traceback: str = ""
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long, in seconds, a settling call is tried again while the store or the broker is away.
+
+    Args:
+        complete: the effect is done and only its record is missing: giving up means that a duplicate would run again.
+        release: giving up leaves the lease to expire.
+        publish: giving up leaves the message in its queue.
+    """
+
+    complete: float = 600.0
+    release: float = 5.0
+    publish: float = 30.0
+
+
+@dataclass
+class Guard:
+    """The engine.
+
+    Args:
+        store: leases and records.
+        broker: delayed messages and dead letters.
+        codec: serialises results.
+        clock: time and chance.
+        emit: hears every event.
+        lease: seconds.
+        node: name of this worker, for dead letters and lookups.
+        patience: see :class:`Patience`; the worker's main process has none, since it must not block.
+    """
+
+    store: IdempotencyStore
+    broker: Broker
+    codec: ResultCodec
+    clock: Clock
+    emit: Callable[[events.Event], None]
+    lease: float = 60.0
+    node: str = ""
+    patience: Patience = field(default_factory=Patience)
+
+    # -- before the body --------------------------------------------------------------------------------------
+
+    def admit(self, delivery: Delivery, limits: Limits) -> tuple[Verdict, Claim]:
+        """Claim the key and say whether the body may run; hand backs and dead letters are carried out already.
+
+        Raises:
+            PublishFailed: the verdict could not be carried out; the message must stay in its queue.
+        """
+        claim = self._claim(delivery)
+        verdict = self._decide(delivery, claim, NotStarted(), limits)
+        if isinstance(verdict, Run):
+            self.emit(
+                events.Started(
+                    delivery.task_name, delivery.task_id, delivery.key, verdict.attempt, claim.fence, claim.takeover
+                )
+            )
+        elif isinstance(verdict, Replay):
+            self.emit(events.Replayed(delivery.task_name, delivery.task_id, delivery.key))
+        elif isinstance(verdict, HandBack):
+            self._hand_back(delivery, verdict)
+        elif isinstance(verdict, (DeadLetterNow, Fail)):
+            if isinstance(verdict, DeadLetterNow):
+                self._bury(delivery, verdict, ErrorReport(message=verdict.reason))
+            if claim.state is ClaimState.CLAIMED:
+                self._release(delivery, drop=True)
+        return verdict, claim
+
+    def _claim(self, delivery: Delivery) -> Claim:
+        try:
+            return self.store.claim(
+                delivery.key,
+                holder=delivery.holder,
+                fingerprint=delivery.fingerprint,
+                lease=self.lease,
+                owner=self.node,
+                attempts=delivery.travel.attempts,
+            )
+        except StoreUnavailable as exc:
+            self.emit(events.StoreFailed("claim", str(exc)))
+            return Claim(ClaimState.UNAVAILABLE)
+
+    # -- after the body ---------------------------------------------------------------------------------------
+
+    def settle(
+        self, delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *, error: ErrorReport | None = None,
+        retention: float = 86400.0,
+    ) -> Verdict:
+        """Decide on what the body did and carry it out; the caller acknowledges afterwards.
+
+        Raises:
+            PublishFailed: the message must stay in its queue.
+        """
+        verdict = self._decide(delivery, claim, outcome, limits)
+        if isinstance(verdict, Complete) and isinstance(outcome, Returned):
+            if self._complete(delivery, claim, outcome.value, retention):
+                return verdict
+            self.emit(events.LeaseTaken(delivery.task_name, delivery.task_id, delivery.key))
+            verdict = self._decide(delivery, claim, LeaseGone(), limits)
+        report = error or ErrorReport()
+        if isinstance(verdict, RetryIn):
+            # The charge first: were the copy published first, a crash in between would leave two messages and no charge.
+            self._release(delivery, attempts=1)
+            self._retry(delivery, verdict, report)
+        elif isinstance(verdict, DeadLetterNow):
+            # The letter first: it may be written twice, but never not at all.
+            self._bury(delivery, verdict, report)
+            self._release(delivery, drop=True)
+        elif isinstance(verdict, HandBack):
+            self._release(delivery)
+            self._hand_back(delivery, verdict)
+        elif isinstance(verdict, Fail):
+            self._release(delivery, drop=True)
+        elif isinstance(verdict, PassThrough):
+            self._release(delivery, attempts=verdict.charge, drop=verdict.forget)
+        return verdict
+
+    def lost(self, delivery: Delivery, limits: Limits, report: ErrorReport) -> Verdict:
+        """Settle a delivery whose process vanished (called in the worker's main process).
+
+        A hand back is *not* carried out here: the caller returns the message itself to its queue at once.
+        """
+        record = self._release(delivery, crashes=1)
+        if record is None:  # it had completed, or never claimed: nothing to charge
+            return HandBack(0.0, "crashed")
+        self.emit(events.Crashed(delivery.task_name, delivery.task_id, delivery.key, record.crashes))
+        claim = Claim(ClaimState.CLAIMED, attempts=record.attempts, crashes=record.crashes)
+        verdict = self._decide(delivery, claim, Lost(record.crashes), limits)
+        if isinstance(verdict, DeadLetterNow):
+            self._bury(delivery, verdict, report)
+        if isinstance(verdict, (DeadLetterNow, Fail)):
+            self._forget_idle(delivery)
+        return verdict
+
+    def overran(self, delivery: Delivery, limits: Limits, raised: Raised, report: ErrorReport) -> Verdict:
+        """Settle a delivery that a hard time limit is about to kill (called in the worker's main process)."""
+        record = self._release(delivery, attempts=1)
+        attempts = record.attempts - 1 if record is not None else delivery.travel.attempts
+        claim = Claim(ClaimState.CLAIMED, attempts=attempts, crashes=record.crashes if record else 0)
+        verdict = self._decide(delivery, claim, raised, limits)
+        if isinstance(verdict, RetryIn):
+            self._retry(delivery, verdict, report)
+        elif isinstance(verdict, DeadLetterNow):
+            self._bury(delivery, verdict, report)
+        if isinstance(verdict, (DeadLetterNow, Fail)):
+            self._forget_idle(delivery)
+        return verdict
+
+    def surrender(self, delivery: Delivery) -> None:
+        """Give the lease of a delivery back that this worker will not finish, so that another starts at once."""
+        self._release(delivery)
+
+    def postpone(self, delivery: Delivery, seconds: float) -> None:
+        """Let a message that is not due yet wait in the broker.
+
+        Raises:
+            PublishFailed: the message must stay in its queue.
+        """
+        travel = delivery.travel.evolve(origin=_origin(delivery))
+        self.broker.delay(_copy(delivery, travel), delivery.queue, seconds)
+
+    # -- carrying out -----------------------------------------------------------------------------------------
+
+    def _decide(self, delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits) -> Verdict:
+        return decide(delivery, claim, outcome, limits, now=self.clock.now(), fraction=self.clock.fraction())
+
+    def _complete(self, delivery: Delivery, claim: Claim, value: Any, retention: float) -> bool:
+        result = self.codec.encode(value, delivery.task_id)
+        done = self._persist(
+            "complete",
+            self.patience.complete,
+            lambda: self.store.complete(
+                delivery.key,
+                holder=delivery.holder,
+                fingerprint=delivery.fingerprint,
+                fence=claim.fence,
+                result=result,
+                retention=retention,
+            ),
+        )
+        if done is False:
+            return False
+        # None: the store stayed away. The effect is done: acknowledging is better than repeating it.
+        attempt = attempt_number(delivery, claim)
+        if done:
+            self.emit(events.Completed(delivery.task_name, delivery.task_id, delivery.key, attempt))
+        return True
+
+    def _release(self, delivery: Delivery, *, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+        return self._persist(
+            "release",
+            self.patience.release,
+            lambda: self.store.release(delivery.key, holder=delivery.holder, attempts=attempts, crashes=crashes, drop=drop),
+        )
+
+    def _forget_idle(self, delivery: Delivery) -> None:
+        """Drop the counters of a message that is dead: a replay starts afresh."""
+        self._persist("forget", self.patience.release, lambda: self.store.forget(delivery.key))
+
+    def _persist(self, operation: str, patience: float, call: Callable[[], Any]) -> Any:
+        """Call the store, again with backoff while it is away; None when patience ran out."""
+        end, wait = self.clock.now() + patience, 0.1
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as exc:
+                self.emit(events.StoreFailed(operation, str(exc)))
+                if self.clock.now() + wait > end:
+                    return None
+                self.clock.sleep(wait * (0.5 + self.clock.fraction() / 2))
+                wait = min(wait * 2, 2.0)
+
+    def _publish(self, call: Callable[[], None]) -> None:
+        end, wait = self.clock.now() + self.patience.publish, 0.2
+        while True:
+            try:
+                return call()
+            except PublishFailed:
+                if self.clock.now() + wait > end:
+                    raise
+                self.clock.sleep(wait * (0.5 + self.clock.fraction() / 2))
+                wait = min(wait * 2, 5.0)
+
+    def _retry(self, delivery: Delivery, verdict: RetryIn, report: ErrorReport) -> None:
+        travel = self._travelled(delivery).evolve(attempts=verdict.attempts, deferrals=0, waited=verdict.delay)
+        message = _copy(delivery, travel, retries=verdict.attempts)
+        self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
+        self.emit(
+            events.Retrying(
+                delivery.task_name,
+                delivery.task_id,
+                delivery.key,
+                verdict.attempts,
+                verdict.delay,
+                f"{report.error}: {report.message}",
+                report.rule,
+            )
+        )
+
+    def _hand_back(self, delivery: Delivery, verdict: HandBack) -> None:
+        travel = self._travelled(delivery).evolve(deferrals=delivery.travel.deferrals + 1)
+        message = _copy(delivery, travel)
+        self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
+        self.emit(events.HandedBack(delivery.task_name, delivery.task_id, delivery.key, verdict.delay, verdict.why))
+
+    def _bury(self, delivery: Delivery, verdict: DeadLetterNow, report: ErrorReport) -> None:
+        if delivery.raw is None:
+            return
+        exchange, routing_key = _origin(delivery)
+        certificate = DeathCertificate(
+            reason=verdict.reason,
+            task=delivery.task_name,
+            task_id=delivery.task_id,
+            key=delivery.key,
+            error=report.error,
+            message=report.message,
+            traceback=report.traceback,
+            fingerprint=error_fingerprint(report.error or verdict.reason, report.traceback),
+            attempts=verdict.attempts,
+            crashes=verdict.crashes,
+            first_seen=delivery.travel.first,
+            last_seen=self.clock.now(),
+            worker=self.node,
+            exchange=exchange,
+            routing_key=routing_key,
+            queue=delivery.queue,
+            replays=delivery.travel.replays,
+        )
+        raw = delivery.raw
+        self._publish(lambda: self.broker.dead_letter(raw, delivery.queue, certificate))
+        self.emit(events.DeadLettered(delivery.queue, certificate))
+
+    def _travelled(self, delivery: Delivery) -> Travel:
+        travel = delivery.travel
+        return travel.evolve(
+            key=delivery.key,
+            fingerprint=delivery.fingerprint,
+            deliveries=travel.deliveries + 1,
+            first=travel.first if travel.first is not None else self.clock.now(),
+            origin=_origin(delivery),
+        )
+
+
+def _origin(delivery: Delivery) -> tuple[str, str]:
+    if delivery.travel.origin is not None:
+        return delivery.travel.origin
+    return (delivery.raw.exchange, delivery.raw.routing_key) if delivery.raw is not None else ("", delivery.queue)
+
+
+def _copy(delivery: Delivery, travel: Travel, *, retries: int | None = None) -> RawMessage:
+    if delivery.raw is None:
+        raise PublishFailed(f"{delivery.task_name}[{delivery.task_id}] has no message to publish again: it did not come from a broker")
+    headers: dict[str, Any] = {TRAVEL_HEADER: travel.to_header()}
+    for name in delivery.raw.headers:
+        if name in _BROKER_HEADERS or name.startswith(_BROKER_PREFIXES):
+            headers[name] = None
+    if retries is not None:
+        headers["retries"] = max(retries, int(delivery.raw.headers.get("retries") or 0) + 1)
+    return delivery.raw.with_headers(**headers)
+
+

@@ -1,0 +1,65 @@
+"""Declarations on RabbitMQ that never quarrel with what is there.
+
+RabbitMQ answers a declaration with other arguments, and a passive one of something missing, by closing the channel. So each
+step runs on a channel lent for it (``scratch``), asks passively first, and takes what exists as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+
+__all__ = ["Scratch", "count_ready", "ensure_dead_letters", "ensure_queue"]
+
+#: Lends a channel that may die.
+Scratch = Callable[[], AbstractContextManager[Any]]
+
+
+def count_ready(scratch: Scratch, queue: str) -> int | None:
+    """Return how many messages are ready in a queue, or None where there is no such queue."""
+    try:
+        with scratch() as channel:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+    except amqp_errors.NotFound:
+        return None
+    except amqp_errors.ResourceLocked:  # exclusive to another connection: it is there
+        return 0
+
+
+def ensure_queue(scratch: Scratch, name: str, *, quorum: bool) -> None:
+    """Declare a durable queue where there is none."""
+    if count_ready(scratch, name) is not None:
+        return
+    try:
+        with scratch() as channel:
+            arguments: dict[str, Any] = {}
+            if quorum:
+                arguments["x-queue-type"] = "quorum"
+                if _major_version(channel) >= 4:
+                    # RabbitMQ 4 takes a message out of a quorum queue at its 20th return, and each browse returns it.
+                    arguments["x-delivery-limit"] = -1
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+    except amqp_errors.PreconditionFailed:
+        if count_ready(scratch, name) is None:  # another process was not just quicker
+            raise
+
+
+def ensure_dead_letters(scratch: Scratch, *, exchange: str, queue: str, dead: str, quorum: bool) -> None:
+    """Declare the DLX and the DLQ of a task queue where they are missing, and bind them."""
+    try:
+        with scratch() as channel:
+            channel.exchange_declare(exchange, "direct", passive=True)
+    except amqp_errors.NotFound:
+        with scratch() as channel:
+            channel.exchange_declare(exchange, "direct", durable=True, auto_delete=False)
+    ensure_queue(scratch, dead, quorum=quorum)
+    with scratch() as channel:
+        channel.queue_bind(dead, exchange, queue)
+
+
+def _major_version(channel: Any) -> int:
+    version = str(channel.connection.server_properties.get("version", ""))
+    return int(major) if (major := version.partition(".")[0]).isdigit() else 0

@@ -1,0 +1,350 @@
+"""Redis and Valkey: kombu's lists for what is ready, a sorted set of our own for what waits."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+from kombu.utils.json import dumps, loads
+
+from ...errors import DeadLetterError, PublishFailed
+from ...policy.deadletter import DeathCertificate
+from ...policy.delivery import RawMessage
+from ...ports import QueuedLetter
+from .base import KombuBroker, body_bytes, dead_headers, live_headers
+
+__all__ = ["RedisBroker"]
+
+logger = logging.getLogger("celery_guardrails.broker")
+
+T = TypeVar("T")
+
+#: Connections of one process; more threads than that take turns instead of meeting redis-py's "Too many connections".
+_CONNECTIONS = 8
+#: Messages read at a time while browsing.
+_PAGE = 50
+#: Milliseconds by which a due message that cannot be moved is put off.
+_PUT_OFF = 60_000
+#: What kombu's transport adds to the properties of every message for itself.
+_TRANSPORT_PROPERTIES = frozenset({"body_encoding", "delivery_info", "delivery_tag"})
+_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8") for name in ("park", "pump")}
+
+
+class _Session:
+    """Connection, channel and client of one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.slots = threading.BoundedSemaphore(_CONNECTIONS)
+        self.link: _Link | None = None
+
+
+class _Link:
+    """A connected kombu channel, which knows keys and formats, and a plain client on its pool, which knows no prefix."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.channel: Any = connection.channel()
+        # Not the channel's own client: with a global_keyprefix it rewrites the commands it knows, and of a script only the first key.
+        self.client: Any = redis.Redis(connection_pool=self.channel.pool)
+        self.scripts = {name: self.client.register_script(text) for name, text in _SCRIPTS.items()}
+        self.declared: set[str] = set()
+        self.declaring = threading.Lock()
+
+    def key(self, name: str) -> str:
+        return f"{self.channel.global_keyprefix}{name}"
+
+    def list_key(self, queue: str, priority: Any = None) -> str:
+        step = self.channel._get_message_priority({"properties": {"priority": priority}})
+        return self.key(self.channel._q_for_pri(queue, step))
+
+    def list_keys(self, queue: str) -> list[str]:
+        return [self.key(self.channel._q_for_pri(queue, step)) for step in self.channel.priority_steps]
+
+
+class RedisBroker(KombuBroker[_Session]):
+    """The broker port on Redis through kombu's transport (redis, rediss, redis+socket, sentinel)."""
+
+    def _new_session(self) -> _Session:
+        return _Session()
+
+    def _link(self, session: _Session) -> _Link:
+        link = session.link
+        if link is None:
+            with session.lock:
+                link = session.link
+                if link is None:
+                    link = session.link = _Link(self._open_connection(**self._transport_options()))
+        return link
+
+    def _transport_options(self) -> dict[str, Any]:
+        # kombu's default is to wait for ever for an answer.
+        given = self.app.conf.broker_transport_options or {}
+        options = {name: given.get(name) or self.timeout for name in ("socket_timeout", "socket_connect_timeout")}
+        return {**options, "max_connections": 2 * _CONNECTIONS}
+
+    def _run(self, what: str, operation: Callable[[_Link], T], error: type[Exception] = PublishFailed) -> T:
+        """Run an operation; once more on a new connection where the old one was broken or leads to a replica now."""
+        session = self._session()
+        if not session.slots.acquire(timeout=2 * self.timeout):
+            raise error(f"{what}: other threads have kept all connections busy for {2 * self.timeout:g} s")
+        try:
+            fresh = session.link is None
+            try:
+                return operation(self._link(session))
+            except redis.TimeoutError:
+                raise
+            except (redis.ConnectionError, redis.ReadOnlyError):
+                if fresh:
+                    raise
+                self._drop(session)
+            return operation(self._link(session))
+        except error:
+            raise
+        except Exception as exc:
+            raise error(f"{what}: {exc!r}") from exc
+        finally:
+            session.slots.release()
+
+    def _drop(self, session: _Session) -> None:
+        with session.lock:
+            link, session.link = session.link, None
+        if link is not None:
+            with contextlib.suppress(Exception):
+                link.connection.release()
+
+    # -- publishing
+
+    def send(self, message: RawMessage, queue: str) -> None:
+        """Put the message into ``queue`` now."""
+
+        def operation(link: _Link) -> None:
+            key, payload = self._payload(link, message, live_headers(message), ("", queue), queue)
+            _push(link, key, payload)
+
+        self._run(f"send to queue {queue!r}", operation)
+
+    def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
+        """Put the message into the dead letter queue of ``queue``, and see to it that stock tools find it there."""
+        headers = dead_headers(message, certificate)
+        exchange, dead = self.settings.dead_letter_exchange, self.dead_letter_queue(queue)
+
+        def operation(link: _Link) -> None:
+            self._declare_dead_letters(link, queue)
+            key, payload = self._payload(link, message, headers, (exchange, queue), dead)
+            _push(link, key, payload)
+
+        self._run(f"dead-letter from queue {queue!r}", operation)
+
+    def dead_letter_raw(self, payload: bytes, queue: str, certificate: DeathCertificate) -> None:
+        """Dead-letter an item of a list that is no message of kombu's: its bytes become the body of one that is."""
+        message = RawMessage(payload, "application/octet-stream", "binary", {}, {}, "", queue)
+        self.dead_letter(message, queue, certificate)
+
+    def delay(self, message: RawMessage, queue: str, seconds: float) -> None:
+        """Put the message into ``queue`` after ``seconds``; :meth:`pump`, called by any worker of the app, moves it."""
+        if seconds <= 0:
+            self.send(message, queue)
+            return
+
+        def operation(link: _Link) -> None:
+            key, payload = self._payload(link, message, live_headers(message), ("", queue), queue)
+            member = uuid.uuid4().hex + key
+            link.scripts["park"](keys=self._delayed_keys(link), args=[member, payload, math.ceil(seconds * 1000)])
+
+        self._run(f"delay for queue {queue!r}", operation)
+
+    def pump(self, limit: int = 1000) -> tuple[int, int]:
+        """Move at most ``limit`` due messages to their queues.
+
+        Returns:
+            How many were moved, and the milliseconds until the next one is due (-1 where none waits).
+        """
+
+        def operation(link: _Link) -> tuple[int, int]:
+            moved, wait, failure = link.scripts["pump"](keys=self._delayed_keys(link), args=[limit, _PUT_OFF])
+            if failure:
+                logger.error("a delayed message could not be moved to its queue, next try in %d s: %s", _PUT_OFF // 1000, failure)
+            return int(moved), int(wait)
+
+        return self._run("pump delayed messages", operation)
+
+    def touch(self, tags: Iterable[str]) -> int:
+        """Start the visibility timeout of these live deliveries anew; return how many the broker still knew."""
+        # kombu scores with the clock of the worker and compares with the clock of whichever worker sweeps.
+        now = time.time()
+        scores = dict.fromkeys(tags, now)
+        if not scores:
+            return 0
+        return self._run("touch", lambda link: int(link.client.zadd(link.key(link.channel.unacked_index_key), scores, xx=True, ch=True)))
+
+    def delayed(self, queue: str | None = None) -> int:
+        """Return the number of messages that wait for their time, for one queue or for all."""
+
+        def operation(link: _Link) -> int:
+            index = self._delayed_keys(link)[0]
+            if queue is None:
+                return int(link.client.zcard(index))
+            targets = {key.encode() for key in link.list_keys(queue)}
+            return sum(member[32:] in targets for member, _ in link.client.zscan_iter(index, count=1000))
+
+        return self._run("count delayed messages", operation)
+
+    def _delayed_keys(self, link: _Link) -> list[str]:
+        index = link.key(f"{self.namespace}:delayed")
+        return [index, f"{index}:messages"]
+
+    def _payload(
+        self, link: _Link, message: RawMessage, headers: Mapping[str, Any], address: tuple[str, str], queue: str
+    ) -> tuple[str, str]:
+        """Return the key of the list and the item, as kombu's transport would make it but for the body.
+
+        The body is always base64, also where ``body_encoding`` is switched off: then kombu would put raw bytes in JSON.
+        The address is what kombu restores an unacknowledged message by: of a live one the queue itself, as the original
+        exchange might lead to other queues, too.
+        """
+        channel = link.channel
+        properties = {name: value for name, value in message.properties.items() if name not in _TRANSPORT_PROPERTIES}
+        item = channel.prepare_message(
+            body_bytes(message),
+            priority=properties.get("priority"),
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            headers=dict(headers),
+            properties=properties,
+        )
+        channel._inplace_augment_message(item, *address)
+        body, encoding = channel.encode_body(body_bytes(message), "base64")
+        item["body"] = body
+        item["properties"]["body_encoding"] = encoding
+        return link.list_key(queue, properties.get("priority")), dumps(item)
+
+    # -- declaring
+
+    def declare(self, queues: Iterable[str] | None = None) -> None:
+        """Bind the dead letter queues of these queues to the DLX."""
+        names = list(self.queues() if queues is None else queues)
+
+        def operation(link: _Link) -> None:
+            for queue in names:
+                self._declare_dead_letters(link, queue)
+
+        self._run("declare", operation)
+
+    def _declare_dead_letters(self, link: _Link, queue: str) -> None:
+        """Bind the DLQ, or kombu would lose a dead letter that somebody consumed and did not acknowledge."""
+        if queue in link.declared:
+            return
+        exchange, dead = self.settings.dead_letter_exchange, self.dead_letter_queue(queue)
+        with link.declaring:  # kombu's state of exchanges is not made for threads
+            link.channel.exchange_declare(exchange, "direct", durable=True)
+            link.channel.queue_declare(dead, durable=True)
+            link.channel.queue_bind(dead, exchange, queue)
+        link.declared.add(queue)
+
+    # -- reading
+
+    def depth(self, queue: str) -> int:
+        """Return the number of messages in ``queue``, all priorities; 0 where there is no such queue."""
+        return self._run(f"depth of queue {queue!r}", lambda link: sum(_lengths(link, link.list_keys(queue))))
+
+    def browse(self, queue: str) -> Iterator[QueuedLetter]:
+        """Yield the messages that are in the queue at the start, by priority, then oldest first; none is removed by it.
+
+        What other processes take meanwhile may make it pass over letters.
+        """
+        what = f"browse queue {queue!r}"
+        keys = self._run(what, lambda link: link.list_keys(queue), DeadLetterError)
+        lengths = self._run(what, lambda link: _lengths(link, keys), DeadLetterError)
+        for key, length in zip(keys, lengths, strict=True):
+            walk = _Walk(key)
+            while walk.seen < length:
+                page = self._page(what, walk, length)
+                if not page:
+                    break
+                for item in page:
+                    yield QueuedLetter(_raw(item), _Handle(walk, item))
+
+    def _page(self, what: str, walk: _Walk, length: int) -> list[bytes]:
+        # Counted from the right, where the oldest are: new ones come in on the left and leave these indexes alone.
+        start = walk.seen - walk.taken
+        count = min(_PAGE, length - walk.seen)
+        page: list[bytes] = self._run(
+            what, lambda link: list(link.client.lrange(walk.key, -(start + count), -(start + 1))), DeadLetterError
+        )
+        page.reverse()
+        walk.seen += len(page)
+        return page
+
+    def take(self, letter: QueuedLetter) -> None:
+        """Remove a letter that the running :meth:`browse` yielded.
+
+        Raises:
+            DeadLetterError: somebody else took it meanwhile.
+        """
+        handle: _Handle = letter.handle
+        removed = self._run("take a letter", lambda link: int(link.client.lrem(handle.walk.key, -1, handle.item)), DeadLetterError)
+        if not removed:
+            raise DeadLetterError(f"the letter is no longer in {handle.walk.key!r}: somebody else took it")
+        handle.walk.taken += removed
+
+    def close(self) -> None:
+        """Close the connections of this process; the next use opens others."""
+        self._drop(self._session())
+
+
+@dataclass
+class _Walk:
+    key: str
+    seen: int = 0
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class _Handle:
+    walk: _Walk = field(repr=False)
+    item: bytes = field(repr=False)
+
+
+def _push(link: _Link, key: str, payload: str) -> None:
+    if not link.client.lpush(key, payload):
+        raise PublishFailed(f"Redis did not put the message into {key!r}")
+
+
+def _lengths(link: _Link, keys: list[str]) -> list[int]:
+    pipeline = link.client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.llen(key)
+    return [int(length) for length in pipeline.execute()]
+
+
+def _raw(item: bytes) -> RawMessage:
+    """Read an item of a list; what is no message of kombu's comes out as a body without headers."""
+    try:
+        payload = loads(item.decode("utf-8"))
+        properties = dict(payload["properties"])
+        info = properties.get("delivery_info") or {}
+        body = payload.get("body") or ""
+        if str(properties.get("body_encoding") or "utf-8").lower() == "base64":
+            body = base64.b64decode(body)
+        return RawMessage(
+            body=body if isinstance(body, bytes) else str(body).encode("utf-8"),
+            content_type=payload.get("content-type"),
+            content_encoding=payload.get("content-encoding"),
+            headers=dict(payload.get("headers") or {}),
+            properties={name: value for name, value in properties.items() if name not in _TRANSPORT_PROPERTIES},
+            exchange=str(info.get("exchange") or ""),
+            routing_key=str(info.get("routing_key") or ""),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return RawMessage(item, None, None, {}, {}, "", "")

@@ -1,0 +1,168 @@
+"""The main process's side of one guarded request: it learns of lost children and hard time limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import signals
+from celery.exceptions import InvalidTaskError, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.utils.log import get_logger
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from ..errors import GuardrailsConfigError, PublishFailed
+from ..policy.delivery import Delivery
+from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict
+from .app import Guardrails, ensure_guardrails
+from .mainstate import state
+from .task import error_report, refusal
+from .translate import DELIVERY_FIELD, new_holder, queue_of, to_delivery
+
+__all__ = ["GuardedRequest"]
+
+logger = get_logger(__name__)
+
+
+class GuardedRequest(Request):  # type: ignore[misc]  # celery has no types
+    """Celery's request, with the delivery that the child settles, or, where the child is gone, this side does."""
+
+    delivery: Delivery
+    _settled_here = False
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        self._rails: Guardrails = ensure_guardrails(self._app)
+        try:
+            key, fingerprint = self._identify()
+        except (TypeError, GuardrailsConfigError) as exc:
+            raise InvalidTaskError(f"no idempotency key for {self.name}[{self.id}]: {exc}") from exc
+        self.delivery = to_delivery(
+            message,
+            task_id=self.id,
+            task_name=self._type,
+            key=key,
+            fingerprint=fingerprint,
+            queue=queue_of(message, state.task_consumer),
+            holder=new_holder(),
+            first=self._rails.clock.now(),
+        )
+        # Pickled in one piece with the body that Celery sends along: the bytes travel once.
+        self._request_dict[DELIVERY_FIELD] = self.delivery
+
+    def _identify(self) -> tuple[str | None, str | None]:
+        from ..policy.delivery import Travel
+
+        if Travel.from_headers(self._request_dict).key is not None:
+            return None, None
+        key, fingerprint = self._task.guard_options.identify(self._args, self._kwargs)
+        return key, fingerprint
+
+    @property
+    def _limits(self) -> Any:
+        return self._task.guard_options.limits(self._rails.settings)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """From now on this process renews the lease."""
+        state.live[self.delivery.holder] = self
+        super().on_accepted(pid, time_accepted)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A hard limit is a failed attempt: the policy decides whether it is tried again."""
+        if soft:
+            super().on_timeout(soft, timeout)
+        elif not self._settled_here:
+            self._overran(timeout)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """Settle what the child no longer can; everything that the child did settle is Celery's to report."""
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, Terminated):
+            super().on_failure(exc_info, send_failed_event, return_ok)
+            self._rails.main_guard.surrender(self.delivery)
+            return None
+        if isinstance(exc, TimeLimitExceeded) and not return_ok:
+            return None if self._settled_here else self._overran(exc.args[0] if exc.args else 0)
+        lost = isinstance(exc, WorkerLostError) or (
+            # billiard >= 4.3 reports the exit before the child is gone
+            isinstance(exc, (SystemExit, KeyboardInterrupt)) and not (self._already_cancelled or self._already_revoked)
+        )
+        if lost and not self.acknowledged:
+            return self._lost(exc)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    # -- a child that vanished --------------------------------------------------------------------------------
+
+    def _lost(self, exc: BaseException) -> None:
+        task_ready(self)
+        guard = self._rails.main_guard
+        if state.killing:
+            guard.surrender(self.delivery)
+            self.reject(requeue=True)
+            return
+        try:
+            verdict = guard.lost(self.delivery, self._limits, error_report(exc))
+        except PublishFailed as failed:
+            logger.error("%s[%s] stays in its queue, it could not be dead-lettered: %r", self.name, self.id, failed)
+            self.reject(requeue=True)
+            return
+        if isinstance(verdict, (DeadLetterNow, Fail)):
+            self._report_failure(refusal(verdict.reason, self.delivery))
+            self.acknowledge()
+            return
+        logger.warning("%s[%s]: %s; it starts again", self.name, self.id, exc)
+        self.reject(requeue=True)
+
+    # -- a hard time limit ------------------------------------------------------------------------------------
+
+    def _overran(self, timeout: float) -> None:
+        self._settled_here = True
+        task_ready(self)
+        logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
+        exc = TimeLimitExceeded(timeout)
+        options = self._task.guard_options
+        raised = Raised(self._rails.classify(exc, retryable=options.retryable, permanent=options.permanent))
+        try:
+            verdict: Verdict = self._rails.main_guard.overran(self.delivery, self._limits, raised, error_report(exc, raised))
+        except PublishFailed as failed:
+            logger.error("%s[%s] stays in its queue, its verdict could not be carried out: %r", self.name, self.id, failed)
+            self.reject(requeue=True)
+            return
+        if isinstance(verdict, RetryIn):
+            self._report_retry(exc, verdict.delay)
+        else:
+            self._report_failure(exc)
+        self.acknowledge()
+
+    # -- what Celery would have reported ----------------------------------------------------------------------
+
+    def _report_retry(self, exc: BaseException, delay: float) -> None:
+        reason, info = Retry(exc=exc, when=delay), _info(exc)
+        if self.store_errors:
+            self._task.backend.mark_as_retry(self.id, exc, info.traceback, request=self._context)
+        signals.task_retry.send(sender=self._task, request=self._context, reason=reason, einfo=info)
+        self.send_event("task-retried", exception=repr(exc), traceback=info.traceback)
+
+    def _report_failure(self, exc: BaseException) -> None:
+        info = _info(exc)
+        self._task.backend.mark_as_failure(self.id, exc, info.traceback, request=self._context, store_result=self.store_errors)
+        self._task.on_failure(exc, self.id, self.args, self.kwargs, info)
+        signals.task_failure.send(
+            sender=self._task,
+            task_id=self.id,
+            exception=exc,
+            args=self.args,
+            kwargs=self.kwargs,
+            traceback=exc.__traceback__,
+            einfo=info,
+        )
+        self.send_event("task-failed", exception=repr(exc), traceback=info.traceback)
+
+
+def _info(exc: BaseException) -> ExceptionInfo:
+    try:
+        raise exc
+    except BaseException:  # only to give it a traceback, as billiard wants it
+        return ExceptionInfo()

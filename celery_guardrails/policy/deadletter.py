@@ -1,0 +1,111 @@
+"""The header that says why a message is dead."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["REASONS", "DeathCertificate", "error_fingerprint"]
+
+#: Every reason a message is dead for.
+REASONS = (
+    "permanent",
+    "exhausted",
+    "deadline",
+    "poison",
+    "undecodable",
+    "unknown_task",
+    "invalid",
+    "conflict",
+    "rejected",
+    "broker",
+)
+
+#: Characters of a traceback that travel in the header: the tail, which names the cause. RabbitMQ refuses
+#: headers beyond its frame_max (131,072 bytes by default).
+TRACEBACK_LIMIT = 16_384
+MESSAGE_LIMIT = 2_048
+
+
+@dataclass(frozen=True)
+class DeathCertificate:
+    """The content of the ``guardrails`` header of a dead letter.
+
+    Args:
+        reason: one of :data:`REASONS`.
+        task: registered name, or "" where unknown.
+        task_id: Celery's id, or "" where unknown.
+        key: idempotency key, or None.
+        error: qualified class name of the exception.
+        message: of the exception, at most 2,048 characters.
+        traceback: text, its last 16,384 characters.
+        fingerprint: of the error: class and frames, no line numbers and no literals.
+        attempts: charged.
+        crashes: workers lost.
+        first_seen: unix time in seconds of the first publish.
+        last_seen: unix time in seconds of the death.
+        worker: node name.
+        exchange: the original was published to.
+        routing_key: the original was published with.
+        queue: the original was consumed from.
+        replays: times replayed before.
+    """
+
+    reason: str
+    task: str = ""
+    task_id: str = ""
+    key: str | None = None
+    error: str = ""
+    message: str = ""
+    traceback: str = ""
+    fingerprint: str = ""
+    attempts: int = 0
+    crashes: int = 0
+    first_seen: float | None = None
+    last_seen: float | None = None
+    worker: str = ""
+    exchange: str = ""
+    routing_key: str = ""
+    queue: str = ""
+    replays: int = 0
+
+    def to_header(self) -> dict[str, Any]:
+        """Return the header's value: plain strings and numbers, None left out."""
+        values = dict(self.__dict__)
+        values["message"] = self.message[:MESSAGE_LIMIT]
+        values["traceback"] = self.traceback[-TRACEBACK_LIMIT:]
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_header(cls, header: Any) -> DeathCertificate | None:
+        """Read a header, or None where there is none of ours (another program, or the broker itself, put it there)."""
+        if not isinstance(header, Mapping) or not isinstance(header.get("reason"), str):
+            return None
+        known: dict[str, Any] = {}
+        for name, default in _DEFAULTS.items():
+            value = header.get(name, default)
+            if isinstance(default, int) and not isinstance(value, int):
+                value = default
+            elif isinstance(default, str) and not isinstance(value, str):
+                value = str(value)
+            known[name] = value
+        return cls(reason=header["reason"], **known)
+
+
+_DEFAULTS: dict[str, Any] = {
+    name: definition.default for name, definition in DeathCertificate.__dataclass_fields__.items() if name != "reason"
+}
+
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)$', re.MULTILINE)
+
+
+def error_fingerprint(error: str, traceback: str) -> str:
+    """Return 16 hex digits that are the same for the same failure in the same place.
+
+    Class of the error and the file and function of each frame; no line numbers, no messages, no literals.
+    """
+    frames = [f"{match['file'].rsplit('/', 1)[-1]}:{match['name']}" for match in _FRAME.finditer(traceback)]
+    return hashlib.blake2b("\n".join([error, *frames]).encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -1,0 +1,150 @@
+"""One delivery of a message, as the policy sees it, and the header that carries a task's history.
+
+Celery's own ``retries`` header is raised by ``self.retry()`` in user code, RabbitMQ's ``x-delivery-count`` exists on
+quorum queues only and is raised by clean deploys, Redis has neither: so the charged attempts travel in a header of our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+__all__ = ["DEAD_LETTER_HEADER", "TRAVEL_HEADER", "Delivery", "RawMessage", "Travel"]
+
+#: Carries key, fingerprint and counters with a message that is alive.
+TRAVEL_HEADER = "x-guardrails"
+#: Says why a message is dead; only on dead letters.
+DEAD_LETTER_HEADER = "guardrails"
+
+
+@dataclass(frozen=True)
+class Travel:
+    """The content of ``x-guardrails``: what a live message remembers between its deliveries.
+
+    Args:
+        key: idempotency key, or None where the publisher had no guard.
+        fingerprint: of the arguments that must agree for the key, or None for no check.
+        attempts: attempts charged so far.
+        deferrals: times handed back without a charge since the last attempt.
+        deliveries: deliveries before this one.
+        first: unix time in seconds of the first publish, or None where unknown.
+        replays: times replayed from a dead letter queue.
+        waited: the last retry wait in seconds (for decorrelated jitter).
+        origin: exchange and routing key of the first publish, kept while the message takes the way through a delay.
+    """
+
+    key: str | None = None
+    fingerprint: str | None = None
+    attempts: int = 0
+    deferrals: int = 0
+    deliveries: int = 0
+    first: float | None = None
+    replays: int = 0
+    waited: float | None = None
+    origin: tuple[str, str] | None = None
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
+        """Read the header; what is missing or of a wrong type counts as unset (another program may have written it)."""
+        raw = (headers or {}).get(TRAVEL_HEADER)
+        if not isinstance(raw, Mapping):
+            return cls()
+        origin = raw.get("origin")
+        return cls(
+            key=_typed(raw.get("key"), str),
+            fingerprint=_typed(raw.get("fp"), str),
+            attempts=_count(raw.get("attempts")),
+            deferrals=_count(raw.get("deferrals")),
+            deliveries=_count(raw.get("deliveries")),
+            first=_number(raw.get("first")),
+            replays=_count(raw.get("replays")),
+            waited=_number(raw.get("waited")),
+            origin=(str(origin[0]), str(origin[1])) if isinstance(origin, (list, tuple)) and len(origin) == 2 else None,
+        )
+
+    def to_header(self) -> dict[str, Any]:
+        """Return the value of the header, without what is unset."""
+        values: dict[str, Any] = {
+            "key": self.key,
+            "fp": self.fingerprint,
+            "attempts": self.attempts or None,
+            "deferrals": self.deferrals or None,
+            "deliveries": self.deliveries or None,
+            "first": self.first,
+            "replays": self.replays or None,
+            "waited": self.waited,
+            "origin": list(self.origin) if self.origin else None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def evolve(self, **changes: Any) -> Travel:
+        """Return a copy with changes."""
+        return replace(self, **changes)
+
+
+def _typed(value: Any, kind: type[str]) -> str | None:
+    return value if isinstance(value, kind) else None
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """A message byte for byte, as it came from the broker.
+
+    Args:
+        body: the bytes on the wire (compressed ones too).
+        content_type: as received.
+        content_encoding: as received.
+        headers: application headers as received.
+        properties: the other properties as received.
+        exchange: it was published to.
+        routing_key: it was published with.
+    """
+
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    headers: Mapping[str, Any]
+    properties: Mapping[str, Any]
+    exchange: str
+    routing_key: str
+
+    def with_headers(self, **headers: Any) -> RawMessage:
+        """Return a copy with these headers set; a header set to None is removed."""
+        merged = {**self.headers, **headers}
+        return replace(self, headers={name: value for name, value in merged.items() if name not in headers or value is not None})
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery of one task message to one worker.
+
+    Args:
+        task_id: of the Celery task.
+        task_name: registered name.
+        key: idempotency key.
+        fingerprint: of the arguments, or None for no check.
+        holder: our own identifier of this very delivery (a delivery tag or a task id is not unique to it).
+        queue: the message was consumed from.
+        travel: counters that came with the message.
+        redelivered: as the broker says.
+        raw: the message itself; None when a task runs eagerly.
+    """
+
+    task_id: str
+    task_name: str
+    key: str
+    fingerprint: str | None
+    holder: str
+    queue: str = ""
+    travel: Travel = field(default_factory=Travel)
+    redelivered: bool = False
+    raw: RawMessage | None = None

@@ -1,0 +1,203 @@
+"""The record of one idempotency key, and what a claim of it answers.
+
+The transitions here are the specification of every store: the memory store runs them as they are, the Redis store
+carries them out in Lua, and one contract suite holds both to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+__all__ = ["Claim", "ClaimState", "Record", "RecordState", "StoredResult", "claim", "complete", "release", "renew"]
+
+
+class RecordState(str, Enum):
+    """State of a key."""
+
+    IDLE = "idle"
+    LEASED = "leased"
+    COMPLETED = "completed"
+
+
+class ClaimState(str, Enum):
+    """Answer to a claim."""
+
+    CLAIMED = "claimed"
+    BUSY = "busy"
+    COMPLETED = "completed"
+    CONFLICT = "conflict"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A task's serialised return value.
+
+    Args:
+        content_type: of the serializer, or None where the value itself could not be kept.
+        content_encoding: of the serializer.
+        data: the bytes.
+        task_id: the task that completed the key.
+    """
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    data: bytes = b""
+    task_id: str = ""
+
+    @property
+    def has_value(self) -> bool:
+        """Whether the value itself was kept."""
+        return self.content_type is not None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a store remembers of one key.
+
+    Args:
+        state: idle, leased or completed.
+        fingerprint: of the arguments it was first claimed with.
+        fence: fencing token of the last claim.
+        attempts: attempts charged.
+        crashes: holders that vanished while they ran it.
+        holder: of the lease, or who completed it.
+        until: unix time in seconds at which the lease ends.
+        claimed_at: unix time in seconds of the last claim.
+        owner: free text for operators: host and pid of the holder.
+        result: of a completed key.
+    """
+
+    state: RecordState = RecordState.IDLE
+    fingerprint: str | None = None
+    fence: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    holder: str = ""
+    until: float = 0.0
+    claimed_at: float = 0.0
+    owner: str = ""
+    result: StoredResult | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Answer of a store to a claim.
+
+    Args:
+        state: what happened.
+        fence: fencing token of the new lease (claimed).
+        attempts: attempts that the record remembers.
+        crashes: holders of this key that vanished, the one taken over now included.
+        takeover: the lease was taken from a holder that let it expire.
+        wait: seconds until the present lease ends (busy).
+        result: of the completed key.
+    """
+
+    state: ClaimState
+    fence: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    takeover: bool = False
+    wait: float = 0.0
+    result: StoredResult | None = None
+
+
+def claim(
+    record: Record | None, *, holder: str, fingerprint: str | None, lease: float, now: float, owner: str = "", attempts: int = 0
+) -> tuple[Record, Claim]:
+    """Try to take the lease of a key.
+
+    The same holder may claim again (its first answer was lost on the way) and gets the same fence. The fence is
+    ``max(last + 1, now in microseconds)``: it rises with every claim, also after the record has expired.
+
+    ``attempts`` are those that the message knows of. Where it knows more than the record does, the former holder
+    settled its attempt and only the store did not hear of it: taking its lease over charges no crash.
+    """
+    record = record or Record()
+    if fingerprint is not None and record.fingerprint is not None and fingerprint != record.fingerprint:
+        return record, Claim(ClaimState.CONFLICT)
+    if record.state is RecordState.COMPLETED:
+        return record, Claim(ClaimState.COMPLETED, fence=record.fence, result=record.result)
+    settled = attempts > record.attempts
+    known = max(attempts, record.attempts)
+    crashes, takeover = record.crashes, False
+    if record.state is RecordState.LEASED:
+        if record.holder == holder:
+            return replace(record, until=now + lease), Claim(
+                ClaimState.CLAIMED, fence=record.fence, attempts=record.attempts, crashes=record.crashes
+            )
+        if record.until > now:
+            return record, Claim(ClaimState.BUSY, attempts=record.attempts, crashes=record.crashes, wait=record.until - now)
+        crashes, takeover = crashes + (0 if settled else 1), True
+    fence = max(record.fence + 1, int(now * 1_000_000))
+    taken = replace(
+        record,
+        state=RecordState.LEASED,
+        fingerprint=fingerprint if fingerprint is not None else record.fingerprint,
+        fence=fence,
+        attempts=known,
+        crashes=crashes,
+        holder=holder,
+        until=now + lease,
+        claimed_at=now,
+        owner=owner,
+        result=None,
+    )
+    return taken, Claim(ClaimState.CLAIMED, fence=fence, attempts=known, crashes=crashes, takeover=takeover)
+
+
+def renew(record: Record | None, *, holder: str, lease: float, now: float) -> tuple[Record | None, bool]:
+    """Extend the lease if this holder still has it (an expired lease that nobody took counts as still held)."""
+    if record is None or record.state is not RecordState.LEASED or record.holder != holder:
+        return record, False
+    return replace(record, until=now + lease), True
+
+
+def complete(
+    record: Record | None, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, now: float
+) -> tuple[Record | None, bool]:
+    """Mark the key completed, unless another holder has taken it or completed it since.
+
+    Done twice by the same holder (its first answer was lost) it answers True again. A record that has vanished
+    (a store that lost its memory) is written anew: nobody else holds it, and the effect has been done.
+    """
+    if record is not None:
+        if record.state is RecordState.COMPLETED:
+            return record, record.fence == fence
+        if record.state is not RecordState.LEASED or record.holder != holder:
+            return record, False
+    return (
+        Record(
+            state=RecordState.COMPLETED,
+            fingerprint=record.fingerprint if record is not None else fingerprint,
+            fence=fence,
+            holder=holder,
+            claimed_at=now,
+            result=result,
+        ),
+        True,
+    )
+
+
+def release(
+    record: Record | None, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False
+) -> tuple[Record | None, bool]:
+    """Give the lease back, charging attempts or crashes; with ``drop`` the record is forgotten altogether."""
+    if record is None or record.state is not RecordState.LEASED or record.holder != holder:
+        return record, False
+    if drop:
+        return None, True
+    return (
+        replace(
+            record,
+            state=RecordState.IDLE,
+            attempts=record.attempts + attempts,
+            crashes=record.crashes + crashes,
+            holder="",
+            until=0.0,
+            owner="",
+        ),
+        True,
+    )

@@ -1,0 +1,35 @@
+"""aiohttp's client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..classification import PERMANENT, RETRYABLE, Classification
+from .http import answer
+from .table import Look, Rules, always
+
+__all__ = ["RULES"]
+
+_MODULE = "aiohttp.client_exceptions"
+
+
+def _response(error: Any, look: Look) -> Classification:
+    """A response error with a good status is one that is not what it should be: a proxy's page, a cut handshake."""
+    found = answer(error.status, error.headers, look.now)
+    return Classification(RETRYABLE, rule="aiohttp.ClientResponseError") if found is None else found
+
+
+RULES: Rules = {
+    f"{_MODULE}.ClientResponseError": _response,
+    **always(RETRYABLE, _MODULE, "ClientConnectionError", "ClientPayloadError"),
+    **always(
+        PERMANENT,
+        _MODULE,
+        "TooManyRedirects",
+        "InvalidURL",
+        "NonHttpUrlClientError",
+        "ClientConnectorCertificateError",
+        "ServerFingerprintMismatch",
+        "WSMessageTypeError",
+    ),
+}

@@ -1,0 +1,309 @@
+"""What happens to a task, decided in one place.
+
+:func:`decide` is pure: it is handed a delivery, the store's answer to the claim and what the body did, and answers
+with a verdict. The worker's child, its main process (lost children, hard time limits) and the tests all call it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from .classification import PERMANENT, POISON, Classification
+from .delivery import Delivery
+from .lease import Claim, ClaimState, StoredResult
+from .retry import RetryPolicy
+
+__all__ = [
+    "Cancelled",
+    "Complete",
+    "DeadLetterNow",
+    "Fail",
+    "HandBack",
+    "LeaseGone",
+    "Limits",
+    "Lost",
+    "NotStarted",
+    "Outcome",
+    "PassThrough",
+    "Raised",
+    "Rejected",
+    "Replay",
+    "Resubmitted",
+    "RetryIn",
+    "Returned",
+    "Run",
+    "Skip",
+    "Stopped",
+    "Verdict",
+    "attempt_number",
+    "decide",
+    "deadline_of",
+]
+
+# -- what the body did ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NotStarted:
+    """The body has not run yet: the question is whether it may."""
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The body returned a value."""
+
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The body raised, or was stopped by a time limit."""
+
+    classification: Classification
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Resubmitted:
+    """The body called ``self.retry()``: a successor is published already, this attempt is charged."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The body raised ``Ignore`` (or replaced itself): nothing is recorded, nothing is charged."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The body raised ``Reject``."""
+
+    requeue: bool = False
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The worker is stopping and the body gave up, or was killed, because of it."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The process that ran the body vanished."""
+
+    crashes: int
+
+
+@dataclass(frozen=True)
+class LeaseGone:
+    """The body ended but another execution has taken the lease meanwhile."""
+
+
+Outcome = Union[NotStarted, Returned, Raised, Resubmitted, Cancelled, Rejected, Stopped, Lost, LeaseGone]
+
+# -- what to do about it ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run the body; ``guarded`` is False where the store is down and the setting says ``"open"``."""
+
+    attempt: int
+    deadline: float | None
+    guarded: bool = True
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Record the completion, return the value."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Return the stored result, do not run the body."""
+
+    result: StoredResult | None
+
+
+@dataclass(frozen=True)
+class RetryIn:
+    """Publish the message again after ``delay`` seconds with ``attempts`` charged, then acknowledge."""
+
+    delay: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class HandBack:
+    """The same message again after ``delay`` seconds, nothing charged."""
+
+    delay: float
+    why: str
+
+
+@dataclass(frozen=True)
+class DeadLetterNow:
+    """Publish to the dead letter exchange with a confirm, then acknowledge; the task has failed."""
+
+    reason: str
+    attempts: int
+    crashes: int = 0
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The task has failed, as in plain Celery; nothing is dead-lettered."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Acknowledge without running and without a result."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class PassThrough:
+    """Celery's own semantics apply (``Ignore``, ``self.retry()``, ``Reject(requeue=True)``); give the lease back.
+
+    ``charge`` is the number of attempts to charge; ``forget`` drops the record.
+    """
+
+    charge: int = 0
+    forget: bool = False
+
+
+Verdict = Union[Run, Complete, Replay, RetryIn, HandBack, DeadLetterNow, Fail, Skip, PassThrough]
+
+# -- the limits of the task -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the task's options and the settings allow.
+
+    Args:
+        retry: the policy.
+        max_crashes: worker losses after which a message is poison.
+        on_duplicate: ``"return"``, ``"ignore"`` or ``"raise"``.
+        dead_letter: whether failures are dead-lettered.
+        store_failure: ``"defer"`` or ``"open"``.
+        busy_cap: seconds, the longest wait before a held key is looked at again.
+    """
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    max_crashes: int = 3
+    on_duplicate: str = "return"
+    dead_letter: bool = True
+    store_failure: str = "defer"
+    busy_cap: float = 60.0
+
+
+#: Seconds before a message that found its store away is looked at again: first step and cap.
+STORE_BACKOFF = (1.0, 30.0)
+#: Seconds before a message that found its key held is looked at again, first step.
+BUSY_STEP = 0.5
+
+
+def attempt_number(delivery: Delivery, claim: Claim) -> int:
+    """Return the 1-based number of the attempt that runs now.
+
+    The message and the record both count; the larger counts, so that two copies of one message share their attempts.
+    """
+    return max(delivery.travel.attempts, claim.attempts) + 1
+
+
+def deadline_of(delivery: Delivery, limits: Limits) -> float | None:
+    """Return the unix time in seconds after which the task is given up, or None."""
+    first, span = delivery.travel.first, limits.retry.deadline
+    return None if first is None or span is None else first + span
+
+
+def decide(delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *, now: float, fraction: float) -> Verdict:
+    """Return what happens next.
+
+    Args:
+        delivery: the message.
+        claim: the store's answer.
+        outcome: what the body did.
+        limits: of the task.
+        now: unix time in seconds.
+        fraction: uniform random number in ``[0, 1)`` for the jitter.
+    """
+    if isinstance(outcome, NotStarted):
+        return _admit(delivery, claim, limits, now, fraction)
+    if isinstance(outcome, Returned):
+        return Complete()
+    if isinstance(outcome, Raised):
+        return _failed(delivery, claim, outcome, limits, now, fraction)
+    if isinstance(outcome, Resubmitted):
+        return PassThrough(charge=1)
+    if isinstance(outcome, Cancelled):
+        return PassThrough(forget=True)
+    if isinstance(outcome, Rejected):
+        if outcome.requeue:
+            return PassThrough()
+        return _dead(delivery, claim, limits, "rejected")
+    if isinstance(outcome, Stopped):
+        return HandBack(0.0, "stopped")
+    if isinstance(outcome, Lost):
+        if outcome.crashes >= limits.max_crashes:
+            return _dead(delivery, claim, limits, "poison", charged=0, crashes=outcome.crashes)
+        return HandBack(0.0, "crashed")
+    return HandBack(BUSY_STEP, "lease lost")
+
+
+def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fraction: float) -> Verdict:
+    deadline = deadline_of(delivery, limits)
+    if claim.state is ClaimState.UNAVAILABLE:
+        if limits.store_failure == "open":
+            return Run(attempt_number(delivery, claim), deadline, guarded=False)
+        return HandBack(_backoff(delivery, *STORE_BACKOFF, fraction), "store away")
+    if claim.state is ClaimState.CONFLICT:
+        return _dead(delivery, claim, limits, "conflict", charged=0)
+    if claim.state is ClaimState.COMPLETED:
+        result = claim.result
+        same_task = result is not None and result.task_id == delivery.task_id
+        if limits.on_duplicate == "return" or same_task:
+            return Replay(result)
+        return Skip("duplicate") if limits.on_duplicate == "ignore" else Fail("duplicate")
+    if claim.state is ClaimState.BUSY:
+        step = _backoff(delivery, BUSY_STEP, limits.busy_cap, 1.0)
+        return HandBack(min(claim.wait, step) + 0.25 * fraction, "held")
+    if claim.crashes >= limits.max_crashes:
+        return _dead(delivery, claim, limits, "poison", charged=0)
+    if deadline is not None and now >= deadline:
+        return _dead(delivery, claim, limits, "deadline", charged=0)
+    return Run(attempt_number(delivery, claim), deadline)
+
+
+def _failed(delivery: Delivery, claim: Claim, outcome: Raised, limits: Limits, now: float, fraction: float) -> Verdict:
+    kind = outcome.classification.kind
+    if kind in (PERMANENT, POISON):
+        return _dead(delivery, claim, limits, outcome.reason or kind)
+    attempt = attempt_number(delivery, claim)
+    if attempt >= limits.retry.max_attempts:
+        return _dead(delivery, claim, limits, "exhausted")
+    delay = limits.retry.delay(
+        attempt, fraction, previous=delivery.travel.waited, retry_after=outcome.classification.retry_after
+    )
+    deadline = deadline_of(delivery, limits)
+    if deadline is not None and now + delay >= deadline:
+        return _dead(delivery, claim, limits, "deadline")
+    return RetryIn(delay, attempts=attempt)
+
+
+def _dead(
+    delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, charged: int = 1, crashes: int | None = None
+) -> Verdict:
+    if not limits.dead_letter:
+        return Fail(reason)
+    attempts = attempt_number(delivery, claim) - 1 + charged
+    return DeadLetterNow(reason, attempts=attempts, crashes=claim.crashes if crashes is None else crashes)
+
+
+def _backoff(delivery: Delivery, step: float, cap: float, fraction: float) -> float:
+    """Exponential in the times handed back, between half and the whole of the step."""
+    whole = float(min(cap, step * 2.0 ** min(delivery.travel.deferrals, 30)))
+    return whole / 2 + whole / 2 * fraction

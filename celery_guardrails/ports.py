@@ -1,0 +1,124 @@
+"""What the guard needs of the outside world, as protocols; the implementations live in upper rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .policy.classification import Classification
+from .policy.deadletter import DeathCertificate
+from .policy.delivery import RawMessage
+from .policy.lease import Claim, Record, StoredResult
+
+__all__ = ["Broker", "Classifier", "Clock", "IdempotencyStore", "QueuedLetter", "ResultCodec"]
+
+
+class Clock(Protocol):
+    """Time and chance, so that tests and simulations can hand in their own."""
+
+    def now(self) -> float:
+        """Return unix time in seconds."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    def fraction(self) -> float:
+        """Return a uniform random number in ``[0, 1)``."""
+
+
+class IdempotencyStore(Protocol):
+    """Leases and completion records; one atomic step and one round trip a method.
+
+    Every method raises :class:`~celery_guardrails.errors.StoreUnavailable` when the store does not answer, and
+    nothing else. The store's own clock decides. A holder may repeat any call whose answer was lost.
+    The semantics are the functions of :mod:`celery_guardrails.policy.lease`.
+    """
+
+    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
+        """Try to take the lease of ``key`` for ``lease`` seconds; ``attempts`` are those the message knows of."""
+
+    def complete(
+        self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float
+    ) -> bool:
+        """Mark completed and keep the record ``retention`` seconds; False when another holder has the key."""
+
+    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+        """Give the lease back and return the record as it then is; None where the lease was not this holder's, or dropped."""
+
+    def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
+        """Extend many leases, given as (key, holder), in one call; False where the lease is not the holder's."""
+
+    def lookup(self, key: str) -> Record | None:
+        """Return the record without touching it."""
+
+    def forget(self, key: str) -> bool:
+        """Drop the record of a key whatever its state; whether there was one."""
+
+    def ping(self) -> None:
+        """Do nothing, but fail if the store is away."""
+
+    def close(self) -> None:
+        """Close connections."""
+
+
+class ResultCodec(Protocol):
+    """Serialises results as the app's result backend would."""
+
+    def encode(self, value: Any, task_id: str) -> StoredResult:
+        """Serialise; a value that cannot be kept gives a result without a value, never an error."""
+
+    def decode(self, result: StoredResult | None) -> Any:
+        """Restore the value; None where it was not kept."""
+
+
+class Classifier(Protocol):
+    """Says what kind of failure an exception is."""
+
+    def __call__(self, exc: BaseException) -> Classification:
+        """Classify."""
+
+
+@dataclass(frozen=True)
+class QueuedLetter:
+    """A message found in a queue while browsing, not yet taken.
+
+    Args:
+        message: byte for byte.
+        handle: the broker's own handle, for :meth:`Broker.take`.
+    """
+
+    message: RawMessage
+    handle: Any
+
+
+class Broker(Protocol):
+    """The few things the guard does with a broker besides what Celery does.
+
+    Every publish is confirmed and, where the broker can, mandatory: it raises
+    :class:`~celery_guardrails.errors.PublishFailed` unless the message is safe in its queue.
+    """
+
+    def delay(self, message: RawMessage, queue: str, seconds: float) -> None:
+        """Put the message into ``queue`` after ``seconds``; it waits in the broker."""
+
+    def send(self, message: RawMessage, queue: str) -> None:
+        """Put the message into ``queue`` now."""
+
+    def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
+        """Put the message, with the certificate as its header, into the dead letter queue of ``queue``."""
+
+    def depth(self, queue: str) -> int:
+        """Return the number of messages that wait in ``queue``; 0 where there is no such queue."""
+
+    def queues(self) -> Mapping[str, str]:
+        """Return the task queues that the app knows, each with the name of its dead letter queue."""
+
+    def browse(self, queue: str) -> Iterator[QueuedLetter]:
+        """Yield the messages of a queue in order; those not taken when the iterator is closed stay where they were."""
+
+    def take(self, letter: QueuedLetter) -> None:
+        """Remove a letter that the running :meth:`browse` yielded."""
+
+    def close(self) -> None:
+        """Close connections."""

@@ -1,0 +1,120 @@
+"""A store in this process's memory: for tests, and for workers of one process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from ..policy import lease as transitions
+from ..policy.lease import Claim, Record, RecordState, StoredResult
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """Leases and completion records in a dictionary; the transitions are those of :mod:`..policy.lease`.
+
+    Args:
+        memory: seconds that a record is kept while its key is not completed.
+        now: clock, unix time in seconds.
+    """
+
+    #: Refused by a worker whose tasks run in other processes.
+    one_process_only = True
+
+    def __init__(self, *, memory: float = 86400.0, now: Callable[[], float] = time.time) -> None:
+        self._records: dict[str, tuple[Record, float]] = {}
+        self._lock = threading.Lock()
+        self._memory = memory
+        self._now = now
+
+    @classmethod
+    def from_url(cls, url: str, *, namespace: str, memory: float) -> MemoryStore:
+        """Return a new, empty store; the URL says nothing but ``memory://``."""
+        return cls(memory=memory)
+
+    def claim(
+        self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0
+    ) -> Claim:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            record, claim = transitions.claim(
+                self._get(key),
+                holder=holder,
+                fingerprint=fingerprint,
+                lease=lease,
+                now=self._now(),
+                owner=owner,
+                attempts=attempts,
+            )
+            if record.state is RecordState.LEASED:
+                self._put(key, record, self._memory + lease)
+            return claim
+
+    def complete(
+        self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float
+    ) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            before = self._get(key)
+            record, done = transitions.complete(
+                before, holder=holder, fingerprint=fingerprint, fence=fence, result=result, now=self._now()
+            )
+            if done and record is not before:
+                self._put(key, record, retention)
+            return done
+
+    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            record, done = transitions.release(self._get(key), holder=holder, attempts=attempts, crashes=crashes, drop=drop)
+            if not done:
+                return None
+            self._put(key, record, self._memory)
+            return record
+
+    def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        answers = []
+        with self._lock:
+            for key, holder in leases:
+                record, done = transitions.renew(self._get(key), holder=holder, lease=lease, now=self._now())
+                if done:
+                    self._put(key, record, self._memory + lease)
+                answers.append(done)
+        return answers
+
+    def lookup(self, key: str) -> Record | None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            return self._get(key)
+
+    def forget(self, key: str) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            known = self._get(key) is not None
+            self._records.pop(key, None)
+            return known
+
+    def ping(self) -> None:
+        """Always there."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _get(self, key: str) -> Record | None:
+        found = self._records.get(key)
+        if found is None:
+            return None
+        record, expires = found
+        if expires <= self._now():
+            del self._records[key]
+            return None
+        return record
+
+    def _put(self, key: str, record: Record | None, seconds: float) -> None:
+        if record is None:
+            self._records.pop(key, None)
+        else:
+            self._records[key] = (record, self._now() + seconds)

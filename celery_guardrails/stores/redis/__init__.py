@@ -1,0 +1,198 @@
+"""Leases and completion records in Redis or Valkey."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from importlib import resources
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from ...errors import StoreUnavailable
+from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+
+__all__ = ["RedisStore"]
+
+T = TypeVar("T")
+
+#: Short names for what nearly every record says, to keep a million of them small.
+_SHORT = {"application/json": "j", "utf-8": "u", "binary": "b", "application/x-python-serialize": "p"}
+_LONG = {short: long for long, short in _SHORT.items()}
+_SCRIPTS = ("claim", "complete", "release", "renew", "lookup")
+
+
+def _script(name: str) -> str:
+    folder = resources.files(__package__)
+    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("record", name))
+
+
+class RedisStore:
+    """One key of Redis per idempotency key; each method is one Lua script and one round trip.
+
+    Args:
+        client: of redis-py, bytes in and out.
+        namespace: prefix of every key.
+        memory: seconds that a record is kept while its key is not completed.
+    """
+
+    def __init__(self, client: redis.Redis, *, namespace: str, memory: float = 86400.0) -> None:
+        self._client = client
+        self._prefix = f"{namespace}:guard:"
+        self._memory = _milliseconds(memory)
+        self._scripts = {name: client.register_script(_script(name)) for name in _SCRIPTS}
+
+    @classmethod
+    def from_url(cls, url: str, *, namespace: str, memory: float = 86400.0) -> RedisStore:
+        """Connect lazily to ``redis://``, ``rediss://``, ``unix://`` (or Celery's ``redis+socket://``, ``valkey://``)."""
+        parts = urlsplit(url)
+        scheme = {"redis+socket": "unix", "valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
+        query = parts.query.replace("virtual_host=", "db=") if parts.scheme == "redis+socket" else parts.query
+        client = redis.Redis.from_url(
+            urlunsplit((scheme, parts.netloc, parts.path, query, "")) if parts.netloc else f"{scheme}://{parts.path}?{query}",
+            socket_timeout=5.0,
+            socket_connect_timeout=2.0,
+            # the first command after a server's restart meets a dead connection: every script may be repeated, so repeat it
+            retry=Retry(ConstantBackoff(0.05), 1),
+            health_check_interval=0,
+        )
+        return cls(client, namespace=namespace, memory=memory)
+
+    def claim(
+        self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0
+    ) -> Claim:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        answer = self._run(
+            "claim", key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts
+        )
+        state = answer[0]
+        if state == b"claimed":
+            return Claim(
+                ClaimState.CLAIMED,
+                fence=int(answer[1]),
+                attempts=int(answer[2]),
+                crashes=int(answer[3]),
+                takeover=bool(int(answer[4])),
+            )
+        if state == b"busy":
+            return Claim(ClaimState.BUSY, wait=int(answer[1]) / 1000, attempts=int(answer[2]), crashes=int(answer[3]))
+        if state == b"completed":
+            return Claim(ClaimState.COMPLETED, fence=int(answer[1]), result=_result(*answer[2:6]))
+        return Claim(ClaimState.CONFLICT)
+
+    def complete(
+        self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float
+    ) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        answer = self._run(
+            "complete",
+            key,
+            holder,
+            fingerprint or "",
+            fence,
+            _milliseconds(retention),
+            result.task_id,
+            _shorten(result.content_type),
+            _shorten(result.content_encoding),
+            result.data,
+        )
+        return bool(answer)
+
+    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        answer = self._run("release", key, holder, attempts, crashes, int(drop), self._memory)
+        if not answer:
+            return None
+        return Record(
+            attempts=int(answer[0]), crashes=int(answer[1]), fence=int(answer[2]), fingerprint=answer[3].decode() or None
+        )
+
+    def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        wanted = list(leases)
+        if not wanted:
+            return []
+        return self._guarded(lambda: self._renew(wanted, lease))
+
+    def _renew(self, wanted: list[tuple[str, str]], lease: float) -> list[bool]:
+        script = self._scripts["renew"]
+        for _ in range(2):
+            pipeline = self._client.pipeline(transaction=False)
+            for key, holder in wanted:
+                pipeline.evalsha(script.sha, 1, self._prefix + key, holder, _milliseconds(lease), self._memory)
+            answers = pipeline.execute(raise_on_error=False)
+            # a restarted server has forgotten its scripts
+            if not any(isinstance(answer, NoScriptError) for answer in answers):
+                break
+            self._client.script_load(script.script)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [bool(answer) for answer in answers]
+
+    def lookup(self, key: str) -> Record | None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        fields = self._run("lookup", key)
+        if not fields:
+            return None
+        fingerprint, fence = fields[1].decode() or None, int(fields[2])
+        if int(fields[0]) == 2:
+            return Record(
+                state=RecordState.COMPLETED,
+                fingerprint=fingerprint,
+                fence=fence,
+                claimed_at=int(fields[3]) / 1000,
+                result=_result(*fields[4:8]),
+            )
+        return Record(
+            state=RecordState.LEASED if int(fields[0]) == 1 else RecordState.IDLE,
+            fingerprint=fingerprint,
+            fence=fence,
+            attempts=int(fields[3]),
+            crashes=int(fields[4]),
+            holder=fields[5].decode(),
+            until=int(fields[6]) / 1000,
+            claimed_at=int(fields[7]) / 1000,
+            owner=fields[8].decode(),
+        )
+
+    def forget(self, key: str) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        return bool(self._guarded(lambda: self._client.delete(self._prefix + key)))
+
+    def ping(self) -> None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        self._guarded(self._client.ping)
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        self._client.close()
+
+    def _run(self, name: str, key: str, *args: Any) -> Any:
+        script = self._scripts[name]
+        return self._guarded(lambda: script(keys=[self._prefix + key], args=args))
+
+    def _guarded(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"guardrails_store: {exc!r} (pid {os.getpid()})") from exc
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _shorten(name: str | None) -> str:
+    return "" if name is None else _SHORT.get(name, name)
+
+
+def _result(task_id: bytes, content_type: bytes, content_encoding: bytes, data: bytes) -> StoredResult:
+    short, encoding = content_type.decode(), content_encoding.decode()
+    return StoredResult(
+        _LONG.get(short, short) or None, _LONG.get(encoding, encoding) or None, data, task_id.decode()
+    )

@@ -1,0 +1,1 @@
+"""What users and third-party stores test with."""

@@ -1,0 +1,194 @@
+"""A broker in memory, with the semantics of RabbitMQ's that the guard relies on."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import count, islice
+
+from ..errors import DeadLetterError, PublishFailed
+from ..policy.deadletter import DeathCertificate
+from ..policy.delivery import DEAD_LETTER_HEADER, RawMessage
+from ..ports import Broker, Clock, QueuedLetter
+from .clock import FakeClock
+
+__all__ = ["MemoryBroker"]
+
+_WINDOW = 256
+
+
+class MemoryBroker(Broker):
+    """Queues in memory; delayed messages become ready as the clock says.
+
+    One process, any number of threads. Like RabbitMQ it puts a message that is given back where it was, keeps a queue
+    for each name that a message is sent to, and refuses to lose what it has confirmed.
+
+    Args:
+        queues: the task queues that the app knows.
+        dead_letter_queue: name of the dead letter queue of a task queue, with ``{queue}`` in it.
+        clock: says when a delayed message is due.
+        on_operation: called before and after each publish and each take, with ``"before send"``, ``"after send"``,
+            ``"before take"`` and so on: raise from it to break the broker, or to die, at that very point.
+    """
+
+    def __init__(
+        self,
+        queues: Iterable[str] = ("celery",),
+        *,
+        dead_letter_queue: str = "{queue}.dead",
+        clock: Clock | None = None,
+        on_operation: Callable[[str], None] | None = None,
+    ) -> None:
+        self._names = {queue: dead_letter_queue.replace("{queue}", queue) for queue in queues}
+        self._template = dead_letter_queue
+        self._clock = clock or FakeClock()
+        self._on_operation = on_operation or (lambda _: None)
+        self._lock = threading.RLock()
+        self._numbers = count(1)
+        self._ready: dict[str, dict[int, RawMessage]] = {}
+        self._held: dict[int, tuple[str, RawMessage]] = {}
+        self._delayed: list[tuple[float, int, str, RawMessage]] = []
+        self._closed = False
+
+    # -- ports.Broker -----------------------------------------------------------------------------------------
+
+    def delay(self, message: RawMessage, queue: str, seconds: float) -> None:
+        """Put the message into ``queue`` after ``seconds`` of the clock.
+
+        Raises:
+            PublishFailed: the broker is closed.
+        """
+        self._operation("before delay")
+        with self._lock:
+            due = self._clock.now() + max(0.0, seconds)
+            heapq.heappush(self._delayed, (due, next(self._numbers), queue, message))
+        self._on_operation("after delay")
+
+    def send(self, message: RawMessage, queue: str) -> None:
+        """Put the message at the end of ``queue``.
+
+        Raises:
+            PublishFailed: the broker is closed.
+        """
+        self._operation("before send")
+        self._put(replace(message, exchange="", routing_key=queue), queue)
+        self._on_operation("after send")
+
+    def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
+        """Put the message, with the certificate as its header, at the end of the dead letter queue of ``queue``.
+
+        Raises:
+            PublishFailed: the broker is closed.
+        """
+        self._operation("before dead_letter")
+        self._put(message.with_headers(**{DEAD_LETTER_HEADER: certificate.to_header()}), self.dead_letter_queue(queue))
+        self._on_operation("after dead_letter")
+
+    def depth(self, queue: str) -> int:
+        """Return the number of messages that are ready in ``queue``; 0 where there is no such queue."""
+        with self._lock:
+            self._release_due()
+            return len(self._ready.get(queue, ()))
+
+    def queues(self) -> Mapping[str, str]:
+        """Return the task queues with their dead letter queues."""
+        return dict(self._names)
+
+    def browse(self, queue: str) -> Iterator[QueuedLetter]:
+        """Yield the messages of a queue in order, also those that come in meanwhile; nothing is moved."""
+        last = 0
+        while True:
+            with self._lock:
+                self._release_due()
+                entries = self._ready.get(queue, {})
+                window = list(islice((number for number in entries if number > last), _WINDOW))
+            if not window:
+                return
+            for last in window:
+                message = self._ready.get(queue, {}).get(last)
+                if message is not None:
+                    yield QueuedLetter(message, (queue, last))
+
+    def take(self, letter: QueuedLetter) -> None:
+        """Remove a letter.
+
+        Raises:
+            DeadLetterError: it is gone already.
+        """
+        self._operation("before take")
+        queue, number = letter.handle
+        with self._lock:
+            if self._ready.get(queue, {}).pop(number, None) is None:
+                raise DeadLetterError(f"the letter is not in {queue!r} any more: somebody else has taken it")
+        self._on_operation("after take")
+
+    def close(self) -> None:
+        """Refuse everything from now on; the messages stay for the next look."""
+        self._closed = True
+
+    # -- what a worker does with a broker -----------------------------------------------------------------------
+
+    def receive(self, queue: str) -> tuple[int, RawMessage] | None:
+        """Take the first message of a queue into hand, or None where there is none; it is neither ready nor gone.
+
+        Returns:
+            The delivery's number, for :meth:`ack` and :meth:`requeue`, and the message.
+        """
+        with self._lock:
+            self._release_due()
+            entries = self._ready.get(queue)
+            if not entries:
+                return None
+            number = next(iter(entries))
+            message = entries.pop(number)
+            self._held[number] = (queue, message)
+            return number, message
+
+    def ack(self, number: int) -> None:
+        """Remove a message in hand for good."""
+        with self._lock:
+            self._held.pop(number, None)
+
+    def requeue(self, number: int) -> None:
+        """Put a message in hand back where it was in its queue, as a broker does for a consumer that vanished."""
+        with self._lock:
+            held = self._held.pop(number, None)
+            if held is not None:
+                queue, message = held
+                entries = {**self._ready.get(queue, {}), number: message}
+                self._ready[queue] = dict(sorted(entries.items()))
+
+    # -- what a test wants to see ---------------------------------------------------------------------------------
+
+    def messages(self, queue: str) -> list[RawMessage]:
+        """Return what is ready in a queue, the oldest first."""
+        with self._lock:
+            self._release_due()
+            return list(self._ready.get(queue, {}).values())
+
+    def dead_letter_queue(self, queue: str) -> str:
+        """Return the name of the dead letter queue of a task queue."""
+        return self._names.get(queue) or self._template.replace("{queue}", queue)
+
+    @property
+    def next_due(self) -> float | None:
+        """Unix time in seconds at which the next delayed message becomes ready, or None where none waits."""
+        with self._lock:
+            return self._delayed[0][0] if self._delayed else None
+
+    def _operation(self, point: str) -> None:
+        if self._closed:
+            raise PublishFailed("the broker is closed")
+        self._on_operation(point)
+
+    def _put(self, message: RawMessage, queue: str) -> None:
+        with self._lock:
+            self._release_due()
+            self._ready.setdefault(queue, {})[next(self._numbers)] = message
+
+    def _release_due(self) -> None:
+        while self._delayed and self._delayed[0][0] <= self._clock.now():
+            _, _, queue, message = heapq.heappop(self._delayed)
+            self._ready.setdefault(queue, {})[next(self._numbers)] = message

@@ -1,0 +1,216 @@
+"""The suite that every store passes; subclass it, and give it the store.
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def store(self):
+            return MyStore(...)
+
+Leases of a quarter of a second are used, so that expiry is really waited for against the store's own clock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from ..policy.lease import ClaimState, RecordState, StoredResult
+from ..ports import IdempotencyStore
+
+__all__ = ["StoreContract"]
+
+SHORT = 0.25
+LONG = 30.0
+
+
+def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    """Wait for a condition; fail after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        time.sleep(0.01)
+
+
+class StoreContract:
+    """Behaviour of :class:`~celery_guardrails.ports.IdempotencyStore`."""
+
+    @pytest.fixture
+    def key(self) -> str:
+        """Return a key that no other test uses."""
+        return f"contract:{uuid.uuid4()}"
+
+    def _done(self, store: IdempotencyStore, key: str, data: bytes = b"42", retention: float = LONG) -> int:
+        claim = store.claim(key, holder="first", fingerprint="f", lease=LONG)
+        result = StoredResult("application/json", "utf-8", data, "task-1")
+        assert store.complete(key, holder="first", fingerprint="f", fence=claim.fence, result=result, retention=retention)
+        return claim.fence
+
+    def test_a_free_key_is_claimed(self, store: IdempotencyStore, key: str) -> None:
+        claim = store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        assert (claim.state, claim.attempts, claim.crashes, claim.takeover) == (ClaimState.CLAIMED, 0, 0, False)
+        assert claim.fence > 0
+
+    def test_a_held_key_is_busy_and_says_for_how_long(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        claim = store.claim(key, holder="b", fingerprint=None, lease=LONG)
+        assert claim.state is ClaimState.BUSY
+        assert LONG - 5 < claim.wait <= LONG
+
+    def test_the_same_holder_may_repeat_a_claim_whose_answer_was_lost(self, store: IdempotencyStore, key: str) -> None:
+        first = store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        again = store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        assert again == first
+
+    def test_of_many_who_claim_at_once_exactly_one_wins(self, store: IdempotencyStore, key: str) -> None:
+        states: list[ClaimState] = []
+        gate = threading.Barrier(24)
+
+        def contend(holder: str) -> None:
+            gate.wait()
+            states.append(store.claim(key, holder=holder, fingerprint=None, lease=LONG).state)
+
+        threads = [threading.Thread(target=contend, args=(f"h{number}",)) for number in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(state.value for state in states) == ["busy"] * 23 + ["claimed"]
+
+    def test_an_expired_lease_is_taken_over_with_a_higher_fence_and_one_crash(self, store: IdempotencyStore, key: str) -> None:
+        first = store.claim(key, holder="a", fingerprint=None, lease=SHORT)
+        until(lambda: store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.CLAIMED)
+        again = store.claim(key, holder="b", fingerprint=None, lease=LONG)
+        assert again.fence > first.fence
+        assert again.crashes == 1
+
+    def test_taking_over_from_a_holder_that_had_settled_charges_no_crash(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=SHORT)
+        until(lambda: store.claim(key, holder="b", fingerprint=None, lease=LONG, attempts=1).state is ClaimState.CLAIMED)
+        record = store.lookup(key)
+        assert record is not None
+        assert (record.crashes, record.attempts) == (0, 1)
+
+    def test_a_renewed_lease_outlives_its_first_length(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=SHORT)
+        end = time.monotonic() + 3 * SHORT
+        while time.monotonic() < end:
+            assert store.renew([(key, "a")], SHORT) == [True]
+            assert store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.BUSY
+            time.sleep(SHORT / 5)
+
+    def test_only_the_holder_can_renew(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        assert store.renew([(key, "b"), (key, "a"), (key + "?", "a")], LONG) == [False, True, False]
+        assert store.renew([], LONG) == []
+
+    def test_a_completed_key_answers_with_its_result(self, store: IdempotencyStore, key: str) -> None:
+        fence = self._done(store, key, data=b'{"charged": 1}')
+        claim = store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert (claim.state, claim.fence) == (ClaimState.COMPLETED, fence)
+        assert claim.result == StoredResult("application/json", "utf-8", b'{"charged": 1}', "task-1")
+
+    def test_a_result_of_any_bytes_comes_back_as_it_was(self, store: IdempotencyStore, key: str) -> None:
+        data = bytes(range(256)) * 40
+        self._done(store, key, data=data)
+        result = store.claim(key, holder="b", fingerprint=None, lease=LONG).result
+        assert result is not None
+        assert result.data == data
+
+    def test_a_completion_without_a_value_says_so(self, store: IdempotencyStore, key: str) -> None:
+        claim = store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        store.complete(key, holder="a", fingerprint=None, fence=claim.fence, result=StoredResult(task_id="t"), retention=LONG)
+        result = store.claim(key, holder="b", fingerprint=None, lease=LONG).result
+        assert result is not None
+        assert (result.has_value, result.task_id) == (False, "t")
+
+    def test_completing_twice_is_the_same_as_once(self, store: IdempotencyStore, key: str) -> None:
+        fence = self._done(store, key)
+        result = StoredResult("application/json", "utf-8", b"42", "task-1")
+        assert store.complete(key, holder="first", fingerprint="f", fence=fence, result=result, retention=LONG)
+
+    def test_a_zombie_cannot_complete_renew_or_release_what_another_holds(self, store: IdempotencyStore, key: str) -> None:
+        zombie = store.claim(key, holder="zombie", fingerprint=None, lease=SHORT)
+        until(lambda: store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.CLAIMED)
+        result = StoredResult("application/json", "utf-8", b"1", "zombie")
+        assert not store.complete(key, holder="zombie", fingerprint=None, fence=zombie.fence, result=result, retention=LONG)
+        assert store.renew([(key, "zombie")], LONG) == [False]
+        assert store.release(key, holder="zombie", attempts=1) is None
+        record = store.lookup(key)
+        assert record is not None
+        assert (record.state, record.holder, record.attempts) == (RecordState.LEASED, "b", 0)
+
+    def test_a_zombie_cannot_overwrite_the_result_of_another(self, store: IdempotencyStore, key: str) -> None:
+        zombie = store.claim(key, holder="zombie", fingerprint="f", lease=SHORT)
+        until(lambda: store.claim(key, holder="first", fingerprint="f", lease=LONG).state is ClaimState.CLAIMED)
+        self._done(store, key, data=b"theirs")
+        result = StoredResult("application/json", "utf-8", b"mine", "zombie")
+        assert not store.complete(key, holder="zombie", fingerprint="f", fence=zombie.fence, result=result, retention=LONG)
+        assert store.release(key, holder="zombie", drop=True) is None
+        stored = store.claim(key, holder="c", fingerprint="f", lease=LONG).result
+        assert stored is not None
+        assert stored.data == b"theirs"
+
+    def test_an_expired_lease_that_nobody_took_can_still_be_completed(self, store: IdempotencyStore, key: str) -> None:
+        claim = store.claim(key, holder="a", fingerprint=None, lease=SHORT)
+        time.sleep(SHORT * 1.5)
+        result = StoredResult("application/json", "utf-8", b"1", "t")
+        assert store.complete(key, holder="a", fingerprint=None, fence=claim.fence, result=result, retention=LONG)
+
+    def test_releasing_charges_and_frees_the_key(self, store: IdempotencyStore, key: str) -> None:
+        first = store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        record = store.release(key, holder="a", attempts=1, crashes=2)
+        assert record is not None
+        assert (record.state, record.attempts, record.crashes) == (RecordState.IDLE, 1, 2)
+        again = store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert (again.state, again.attempts, again.crashes, again.takeover) == (ClaimState.CLAIMED, 1, 2, False)
+        assert again.fence > first.fence
+
+    def test_dropping_forgets_the_charges(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        store.release(key, holder="a", attempts=3)
+        store.claim(key, holder="a2", fingerprint=None, lease=LONG)
+        assert store.release(key, holder="a2", drop=True) is None
+        assert store.lookup(key) is None
+
+    def test_other_arguments_for_a_key_are_a_conflict_while_it_runs_and_after(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="first", fingerprint="f", lease=LONG)
+        assert store.claim(key, holder="b", fingerprint="g", lease=LONG).state is ClaimState.CONFLICT
+        self._done(store, key)
+        assert store.claim(key, holder="b", fingerprint="g", lease=LONG).state is ClaimState.CONFLICT
+
+    def test_no_fingerprint_means_no_check(self, store: IdempotencyStore, key: str) -> None:
+        self._done(store, key)
+        assert store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.COMPLETED
+
+    def test_a_completion_is_forgotten_after_its_retention(self, store: IdempotencyStore, key: str) -> None:
+        fence = self._done(store, key, retention=SHORT)
+        until(lambda: store.claim(key, holder="b", fingerprint="f", lease=LONG).state is ClaimState.CLAIMED)
+        assert store.claim(key, holder="b", fingerprint="f", lease=LONG).fence > fence
+
+    def test_forgetting_lets_a_completed_key_run_again(self, store: IdempotencyStore, key: str) -> None:
+        fence = self._done(store, key)
+        assert store.forget(key)
+        assert not store.forget(key)
+        again = store.claim(key, holder="b", fingerprint="other", lease=LONG)
+        assert again.state is ClaimState.CLAIMED
+        assert again.fence > fence
+
+    def test_looking_up_touches_nothing(self, store: IdempotencyStore, key: str) -> None:
+        assert store.lookup(key) is None
+        claim = store.claim(key, holder="a", fingerprint="f", lease=LONG, owner="host/1")
+        record = store.lookup(key)
+        assert record is not None
+        assert record == store.lookup(key)
+        assert (record.state, record.fence, record.holder, record.owner, record.fingerprint) == (
+            RecordState.LEASED,
+            claim.fence,
+            "a",
+            "host/1",
+            "f",
+        )
+
+    def test_a_store_that_is_there_answers_a_ping(self, store: IdempotencyStore) -> None:
+        store.ping()

@@ -1,0 +1,289 @@
+"""Dead-letters what cannot be a task, byte for byte, where Celery would drop it or die of it.
+
+Celery 5.7, default behaviour: bad JSON is acknowledged and gone (consumer.py ``on_decode_error``); a body that is not a
+triple, a message without an id or with a broken ``timelimit`` ends the main process, and the message stays.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import bootsteps
+from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.utils.log import get_logger
+from celery.worker.consumer import Tasks
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from .. import events
+from ..errors import PublishFailed
+from ..integration.app import ensure_guardrails
+from ..integration.translate import queue_of, raw_message
+from ..policy.deadletter import DeathCertificate, error_fingerprint
+from ..policy.delivery import Travel
+
+__all__ = ["BadMessages"]
+
+logger = get_logger(__name__)
+
+#: Seconds until a bad message that could not be dead-lettered is looked at again.
+_AGAIN = 5.0
+
+
+class BadMessages(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Looks at every message before Celery's handler does, and catches what that one throws."""
+
+    label = "guardrails bad messages"
+    requires = (Tasks,)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        self._rails = ensure_guardrails(c.app)
+        self._consumer = c
+        c.on_decode_error = self.on_decode_error
+        c.on_unknown_message = self.on_unknown_message
+        c.on_unknown_task = self.on_unknown_task
+        c.on_invalid_task = self.on_invalid_task
+        create = c.create_task_handler
+        c.create_task_handler = lambda *args, **kw: self._wrap(create(*args, **kw))
+
+    def start(self, c: Any) -> None:
+        """Prepare the channel of this connection."""
+        channel = c.task_consumer.channel
+        _keep_wire_bytes(channel)
+        _survive_garbage(channel, self._on_garbage)
+
+    # -- Celery's own hooks -----------------------------------------------------------------------------------
+
+    def on_decode_error(self, message: Any, exc: BaseException) -> None:
+        """The body is not what its headers say."""
+        if not hasattr(message, "delivery_tag"):  # kombu could not even make a message of it
+            self._on_garbage(_dump(message), "", exc)
+            return
+        self._bury(message, "undecodable", exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Neither protocol 1 nor 2."""
+        self._bury(message, "invalid", InvalidTaskError("the message names no task"))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
+        """This worker does not know the task: a deploy that came in the wrong order, or a wrong queue."""
+        name = _task_name(message)
+        if not self._bury(message, "unknown_task", NotRegistered(name)):
+            return
+        task_id = (message.headers or {}).get("id")
+        if isinstance(task_id, str):
+            self._consumer.app.backend.mark_as_failure(task_id, NotRegistered(name), request=_Unknown(name, message))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
+        """Celery's own checks refused it."""
+        self._bury(message, "undecodable" if isinstance(exc, (ContentDisallowed, DecodeError)) else "invalid", exc)
+
+    # -- the handler ------------------------------------------------------------------------------------------
+
+    def _wrap(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def on_message(message: Any) -> Any:
+            try:
+                problem = check(message)
+            except (DecodeError, ContentDisallowed) as exc:
+                return self._bury(message, "undecodable", exc)
+            except Exception as exc:  # a decoder may raise anything on garbage
+                return self._bury(message, "undecodable", exc)
+            if problem is not None:
+                return self._bury(message, "invalid", InvalidTaskError(problem))
+            try:
+                return handler(message)
+            except self._consumer.connection_errors + self._consumer.channel_errors as exc:
+                if not isinstance(exc, (KeyError, TypeError, ValueError, AttributeError)):
+                    raise
+                return self._bury(message, "invalid", exc)  # kombu's Redis transport lists KeyError among connection errors
+            except (KeyError, TypeError, ValueError, AttributeError) as exc:
+                return self._bury(message, "invalid", exc)
+
+        return on_message
+
+    def _bury(self, message: Any, reason: str, exc: BaseException) -> bool:
+        if message.acknowledged:
+            logger.error("a message failed after it was acknowledged: %r", exc, exc_info=exc)
+            return False
+        queue = queue_of(message, self._consumer.task_consumer)
+        raw = raw_message(message)
+        certificate = self._certificate(reason, exc, queue, headers=raw.headers, exchange=raw.exchange, routing_key=raw.routing_key)
+        try:
+            self._rails.broker.dead_letter(raw, queue, certificate)
+        except PublishFailed as failed:
+            logger.error("a bad message stays in %s, it could not be dead-lettered: %r", queue, failed)
+            self._consumer.timer.call_after(_AGAIN, message.reject_log_error, (logger, self._consumer.connection_errors, True))
+            return False
+        message.ack_log_error(logger, self._consumer.connection_errors)
+        self._rails.emit(events.DeadLettered(queue, certificate))
+        return True
+
+    def _on_garbage(self, payload: bytes, queue: str, exc: BaseException) -> None:
+        """An item of a Redis list that is no message at all; it has left the list already."""
+        certificate = self._certificate("undecodable", exc, queue, headers={}, exchange="", routing_key=queue)
+        broker: Any = self._rails.broker
+        broker.dead_letter_raw(payload, queue, certificate)
+        self._rails.emit(events.DeadLettered(queue, certificate))
+
+    def _certificate(
+        self, reason: str, exc: BaseException, queue: str, *, headers: Mapping[str, Any], exchange: str, routing_key: str
+    ) -> DeathCertificate:
+        now = self._rails.clock.now()
+        error = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
+        text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+        travel = Travel.from_headers(headers)
+        return DeathCertificate(
+            reason=reason,
+            task=str(headers.get("task") or ""),
+            task_id=str(headers.get("id") or ""),
+            key=travel.key,
+            error=error,
+            message=str(exc),
+            traceback=text,
+            fingerprint=error_fingerprint(f"{reason}:{error}", ""),
+            attempts=travel.attempts,
+            first_seen=travel.first if travel.first is not None else now,
+            last_seen=now,
+            worker=str(self._consumer.hostname),
+            exchange=exchange,
+            routing_key=routing_key,
+            queue=queue,
+            replays=travel.replays,
+        )
+
+
+def check(message: Any) -> str | None:
+    """Return what is wrong with a task message, or None.
+
+    Raises:
+        Exception: whatever the decoder raises where the body cannot be decoded.
+    """
+    headers = message.headers
+    if not isinstance(headers, Mapping):
+        return "the headers are not a mapping"
+    payload = message.payload
+    if "task" not in headers:
+        return _check_protocol_1(payload)
+    for name in ("task", "id"):
+        if not isinstance(headers.get(name), str) or not headers[name]:
+            return f"header {name!r} is missing or not a text"
+    limits = headers.get("timelimit")
+    if limits is not None and not (
+        isinstance(limits, (list, tuple))
+        and len(limits) == 2
+        and all(item is None or (isinstance(item, (int, float)) and not isinstance(item, bool)) for item in limits)
+    ):
+        return f"header 'timelimit' = {limits!r}: two numbers of seconds or None are allowed"
+    for name, kinds in (("retries", (int,)), ("stamped_headers", (list, tuple)), ("stamps", (Mapping,)), ("shadow", (str,))):
+        value = headers.get(name)
+        if value is not None and not isinstance(value, kinds):
+            return f"header {name!r} = {value!r} has the wrong type"
+    if isinstance(payload, Mapping) and "args" in payload:
+        return None  # the hybrid of protocols 1 and 2 that Celery knows
+    if not isinstance(payload, (list, tuple)) or len(payload) != 3:
+        return "the body is not a list of arguments, keyword arguments and options"
+    args, kwargs, embed = payload
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping):
+        return "the body's arguments are not a list, or its keyword arguments not a mapping"
+    if embed is not None and not isinstance(embed, Mapping):
+        return "the body's options are not a mapping"
+    return None
+
+
+def _check_protocol_1(payload: Any) -> str | None:
+    if not isinstance(payload, Mapping) or not isinstance(payload.get("task"), str):
+        return "the message names no task"
+    if not isinstance(payload.get("id"), str):
+        return "the message has no id"
+    if not isinstance(payload.get("args", ()), (list, tuple)) or not isinstance(payload.get("kwargs", {}), Mapping):
+        return "the arguments are not a list, or the keyword arguments not a mapping"
+    return None
+
+
+def _task_name(message: Any) -> str:
+    try:
+        return str(message.headers.get("task") or message.payload["task"])
+    except Exception:  # a message of which not even this is known
+        return ""
+
+
+class _Unknown:
+    """As much of a request as a result backend wants to know of a task that nobody knows."""
+
+    chord = errbacks = group = root_id = None
+    ignore_result = False
+    delivery_info: Mapping[str, Any] = {}
+
+    def __init__(self, name: str, message: Any) -> None:
+        self.name = self.task = name
+        self.root_id = message.headers.get("root_id")
+        self.correlation_id = message.properties.get("correlation_id")
+        self.reply_to = message.properties.get("reply_to")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+
+def _keep_wire_bytes(channel: Any) -> None:
+    """Have AMQP messages remember their body as it was on the wire: kombu decompresses it and forgets."""
+    plain = getattr(channel, "Message", None)
+    if plain is None or hasattr(channel, "_brpop_read") or getattr(plain, "keeps_wire_bytes", False):
+        return
+
+    class WireMessage(plain):  # type: ignore[misc, valid-type]
+        keeps_wire_bytes = True
+
+        def __init__(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+            self.guardrails_body = msg.body
+            super().__init__(msg, *args, **kwargs)
+
+    channel.Message = WireMessage
+
+
+def _survive_garbage(channel: Any, on_garbage: Callable[[bytes, str, BaseException], None]) -> None:
+    """Keep a raw item of a Redis list that is no kombu message from ending the worker (redis.py ``_brpop_read``)."""
+    read = getattr(channel, "_brpop_read", None)
+    handlers = getattr(channel, "handlers", None)
+    if read is None or not isinstance(handlers, dict):
+        return
+    client, last = channel.client, [None]
+    parse = client.parse_response
+
+    def remember(connection: Any, command: Any, **options: Any) -> Any:
+        answer = parse(connection, command, **options)
+        if command == "BRPOP":
+            last[0] = answer
+        return answer
+
+    def guarded_read(**options: Any) -> Any:
+        last[0] = None
+        try:
+            return read(**options)
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            if not last[0] or _is_message(last[0][1]):
+                raise
+            key, item = last[0]
+            queue = (key.decode() if isinstance(key, bytes) else str(key)).rsplit(channel.sep, 1)[0]
+            on_garbage(bytes(item), queue, exc)
+            return True
+
+    client.parse_response = remember
+    handlers["BRPOP"] = guarded_read
+
+
+def _is_message(item: bytes) -> bool:
+    try:
+        properties = json.loads(item)["properties"]
+        return "delivery_tag" in properties and "delivery_info" in properties
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _dump(message: Any) -> bytes:
+    try:
+        return json.dumps(message, default=repr).encode()
+    except (TypeError, ValueError):
+        return repr(message).encode()

@@ -1,0 +1,79 @@
+"""SIGTERM: tell the tasks, give them their time, hand back the rest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.utils.log import get_logger
+
+from ..errors import StoreUnavailable
+from ..integration import stopping
+from ..integration.app import ensure_guardrails
+from ..integration.mainstate import state
+
+__all__ = ["Drain"]
+
+logger = get_logger(__name__)
+
+
+class Drain(bootsteps.Step):  # type: ignore[misc]  # celery has no types
+    """Listens to the worker's shutdown signals.
+
+    Celery's warm shutdown waits for running tasks without end. After ``guardrails_drain_seconds`` the children that
+    still run are killed: their messages go back, their leases are released, and nobody is charged.
+    """
+
+    label = "guardrails drain"
+
+    def __init__(self, w: Any, **kwargs: Any) -> None:
+        super().__init__(w, **kwargs)
+        self._rails = ensure_guardrails(w.app)
+        self._worker = w
+        self._timer: threading.Timer | None = None
+        stopping.reset()
+        state.killing = False
+        signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
+        signals.worker_shutdown.connect(self.on_shutdown, weak=False)
+
+    def on_shutting_down(self, sig: Any = None, how: Any = None, exitcode: Any = None, **_: Any) -> None:
+        """SIGTERM, SIGQUIT or SIGINT has come."""
+        stopping.set_stopping()
+        if self._timer is None:
+            self._timer = threading.Timer(self._rails.settings.drain_seconds, self._time_is_up)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def on_shutdown(self, sender: Any = None, **_: Any) -> None:
+        """The pool is gone: what it did not finish starts at once elsewhere, and does not wait for its lease to end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        left = list(state.live.values())
+        state.live.clear()
+        for request in left:
+            if request.acknowledged:
+                continue
+            try:
+                self._rails.main_guard.surrender(request.delivery)
+            except StoreUnavailable as exc:
+                logger.warning("%s[%s] keeps its lease until it ends: %r", request.name, request.id, exc)
+
+    def _time_is_up(self) -> None:
+        running = [r for r in list(state.live.values()) if not r.acknowledged and r.worker_pid not in (None, os.getpid())]
+        if not running:
+            return
+        state.killing = True
+        for request in running:
+            logger.warning(
+                "%s[%s] is handed back: it still runs after guardrails_drain_seconds = %s",
+                request.name,
+                request.id,
+                self._rails.settings.drain_seconds,
+            )
+            try:
+                os.kill(request.worker_pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue

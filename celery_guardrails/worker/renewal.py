@@ -1,0 +1,67 @@
+"""Renews the leases of everything that runs in this worker, in one call, from its main process.
+
+A child that holds the GIL for seconds cannot renew its own lease; the main process can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state as worker_state
+from celery.worker.consumer import Tasks
+
+from ..integration.app import ensure_guardrails
+from ..integration.mainstate import state
+from .background import Background
+
+__all__ = ["Renewal"]
+
+
+class Renewal(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Extends leases, and on Redis also the visibility of the messages that this worker holds."""
+
+    label = "guardrails renewal"
+    requires = (Tasks,)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        self._rails = ensure_guardrails(c.app)
+        self._background = Background("guardrails-renewal", self._round)
+
+    def start(self, c: Any) -> None:
+        """Start with the consumer; does nothing after a reconnect."""
+        state.consumer = c
+        self._background.start()
+
+    def stop(self, c: Any) -> None:
+        """Nothing: running tasks are waited for after the consumer has stopped, and keep their leases."""
+
+    def shutdown(self, c: Any) -> None:
+        """End the thread: the pool is gone."""
+        self._background.stop()
+
+    def _round(self) -> float:
+        lease = self._rails.settings.lease_seconds
+        self._prune()
+        try:
+            self._rails.main_guard.store.renew([(r.delivery.key, holder) for holder, r in list(state.live.items())], lease)
+        finally:
+            visibility = self._extend_visibility()
+        return min(lease, visibility) / 3
+
+    def _prune(self) -> None:
+        for holder, request in list(state.live.items()):
+            if request not in worker_state.active_requests:
+                state.live.pop(holder, None)
+
+    def _extend_visibility(self) -> float:
+        """Tell kombu's Redis transport that this worker still holds its messages; returns the visibility timeout."""
+        consumer = state.task_consumer
+        touch = getattr(self._rails.broker, "touch", None)
+        qos = getattr(getattr(consumer, "channel", None), "qos", None)
+        delivered = getattr(qos, "_delivered", None)
+        if touch is None or delivered is None:
+            return float("inf")
+        touch(list(delivered))
+        return float(getattr(qos, "visibility_timeout", None) or 3600)

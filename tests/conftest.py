@@ -1,0 +1,227 @@
+"""Fixtures of all tests: brokers, workers, the ledger, an app deployed on them.
+
+A server that cannot be had skips a test on a laptop, with what to install; under ``make`` and in CI it fails it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.support import BrokerUnderTest, Deployment, Ledger, Proxy, RabbitNode, RedisServer, Workers
+from tests.support.provision import AMQP_MEND, REDIS_MEND, foreign_amqp
+from tests.support.rabbitmq import find_scripts
+from tests.support.redis import find_server
+
+HERE = Path(__file__).parent
+KINDS = ("unit", "contract", "integration", "chaos", "simulation", "smoke", "typing")
+APPS = "tests.integration.apps"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with the kind that its directory says."""
+    for item in items:
+        if HERE in item.path.parents:
+            kind = item.path.relative_to(HERE).parts[0]
+            if kind in KINDS:
+                item.add_marker(kind)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show the workers' logs and the ledger with a failed test."""
+    report: Any = yield
+    fixtures = getattr(item, "funcargs", {})
+    if report.failed and call.when in ("setup", "call"):
+        if isinstance(fixtures.get("workers"), Workers):
+            report.sections += fixtures["workers"].logs()
+        if isinstance(fixtures.get("ledger"), Ledger):
+            report.sections.append(("ledger", str(fixtures["ledger"])))
+    return report
+
+
+def missing(mend: str) -> NoReturn:
+    """Skip, or fail where a test run must be complete."""
+    if os.environ.get("CI") == "true" or os.environ.get("GUARDRAILS_TEST_REQUIRE_BROKERS") == "1":
+        pytest.fail(mend, pytrace=False)
+    pytest.skip(mend)
+
+
+# -- servers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The session's own Redis. Not to be stopped: ask ``private_redis`` for one that may be."""
+    if find_server() is None:
+        missing(REDIS_MEND)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of a Redis database of the test's own."""
+    return redis_server.fresh_url()
+
+
+@pytest.fixture(scope="session")
+def amqp_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    """The session's own RabbitMQ node. Not to be stopped: ask ``private_rabbitmq`` for one that may be."""
+    if find_scripts() is None:
+        missing(AMQP_MEND)
+    node = RabbitNode(tmp_path_factory.mktemp("mq"))
+    node.start()
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def amqp_broker(request: pytest.FixtureRequest) -> Iterator[BrokerUnderTest]:
+    """A virtual host of the test's own, or the RabbitMQ that is there where no node can be started."""
+    foreign = foreign_amqp()
+    if foreign is not None:
+        broker = BrokerUnderTest("amqp", foreign, None)
+    else:
+        node = request.getfixturevalue("amqp_node")
+        broker = BrokerUnderTest("amqp", node.fresh_url(), node)
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture
+def redis_broker(redis_server: RedisServer) -> BrokerUnderTest:
+    """A Redis database of the test's own, as a broker."""
+    return BrokerUnderTest("redis", redis_server.fresh_url(), redis_server)
+
+
+@pytest.fixture
+def amqp_url(amqp_broker: BrokerUnderTest) -> str:
+    """URL of a RabbitMQ virtual host of the test's own."""
+    return amqp_broker.url
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for ``broker`` on each kind, or on those of ``@pytest.mark.brokers("redis")``."""
+    if "broker" in metafunc.fixturenames:
+        chosen = [kind for marker in metafunc.definition.iter_markers("brokers") for kind in marker.args]
+        metafunc.parametrize("broker", chosen or ["redis", "amqp"], indirect=True)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> BrokerUnderTest:
+    """Each kind of broker in turn, or those that the ``brokers`` marker names."""
+    chosen: BrokerUnderTest = request.getfixturevalue(f"{request.param}_broker")
+    return chosen
+
+
+@pytest.fixture
+def private_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Start Redis servers that the test may kill, stop, freeze and start again: ``private_redis(persistent=True)``."""
+    if find_server() is None:
+        missing(REDIS_MEND)
+    servers: list[RedisServer] = []
+
+    def start(**options: Any) -> RedisServer:
+        server = RedisServer(tmp_path / f"redis{len(servers)}", **options)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def private_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RabbitNode]]:
+    """Start RabbitMQ nodes that the test may kill, stop, freeze and start again; six seconds each."""
+    if find_scripts() is None:
+        missing(AMQP_MEND)
+    nodes: list[RabbitNode] = []
+
+    def start(**options: Any) -> RabbitNode:
+        node = RabbitNode(tmp_path_factory.mktemp("mq"), **options)
+        nodes.append(node)
+        return node.start()
+
+    yield start
+    for node in nodes:
+        node.kill()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[int], Proxy]]:
+    """Put a proxy before a port: ``proxy(server.port).cut()``."""
+    proxies: list[Proxy] = []
+
+    def start(port: int) -> Proxy:
+        proxies.append(Proxy(port))
+        return proxies[-1]
+
+    yield start
+    for one in proxies:
+        one.close()
+
+
+# -- applications ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """What the tasks of this test really did."""
+    return Ledger(tmp_path / "ledger.jsonl")
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    """Start real workers; their logs are shown when the test fails, and nothing is left of them afterwards."""
+    started = Workers(tmp_path / "workers")
+    yield started
+    started.destroy()
+
+
+@pytest.fixture
+def queue() -> str:
+    """A name for a queue that nobody else uses."""
+    return f"q{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def deploy(
+    broker: BrokerUnderTest, redis_server: RedisServer, ledger: Ledger, workers: Workers, queue: str
+) -> Iterator[Callable[..., Deployment]]:
+    """Deploy an app: ``deploy()`` the guarded one of ``apps/basic.py`` on each broker in turn.
+
+    ``deploy("plain")`` chooses another module, ``on=`` another broker; further ``store_url=``, ``backend_url=``, ``namespace=``, ``retry=``, ``env=``. Every other
+    keyword is a Celery setting.
+    """
+    deployed: list[Deployment] = []
+    ours = ("store_url", "backend_url", "namespace", "retry", "env")
+
+    def start(module: str = "basic", *, on: BrokerUnderTest | None = None, **options: Any) -> Deployment:
+        known = {name: options.pop(name) for name in ours if name in options}
+        known.setdefault("store_url", redis_server.fresh_url())
+        known.setdefault("backend_url", redis_server.fresh_url())
+        known.setdefault("namespace", queue)
+        deployment = Deployment(
+            f"{APPS}.{module}",
+            broker=on or broker,
+            queue=queue if not deployed else f"{queue}-{len(deployed)}",
+            ledger=ledger,
+            workers=workers,
+            settings=options,
+            **known,
+        )
+        deployed.append(deployment)
+        return deployment
+
+    yield start
+    for deployment in deployed:
+        deployment.close()

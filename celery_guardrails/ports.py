@@ -38,9 +38,7 @@ class IdempotencyStore(Protocol):
     def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
         """Try to take the lease of ``key`` for ``lease`` seconds; ``attempts`` are those the message knows of."""
 
-    def complete(
-        self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float
-    ) -> bool:
+    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
         """Mark completed and keep the record ``retention`` seconds; False when another holder has the key."""
 
     def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:

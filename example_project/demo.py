@@ -242,9 +242,12 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
         environment = environment_of(options, redis, pay.url, directory)
         os.environ.update(environment)  # the publisher in this process is the same shop
         broker, queue, namespace = (environment[name] for name in ("SHOP_BROKER", "SHOP_QUEUE", "SHOP_NAMESPACE"))
-        kind = AmqpQueues if broker.startswith("amqp") else RedisQueues
         try:
-            queues: Queues = kind(broker, queue, namespace)
+            queues: Queues
+            if broker.startswith("amqp"):
+                queues = AmqpQueues(broker, queue, namespace, environment["SHOP_DLX"])
+            else:
+                queues = RedisQueues(broker, queue, namespace)
         except OSError as error:
             raise SystemExit(f"no broker at {options.broker}: {error}") from error
         stack.callback(queues.clean)

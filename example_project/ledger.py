@@ -6,6 +6,7 @@ Nothing here asks celery-guardrails for a number, and nothing imports it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sqlite3
 from abc import ABC, abstractmethod
@@ -163,7 +164,7 @@ class RedisQueues(Queues):
 
     def delayed(self) -> int:
         """See the base class."""
-        return 0
+        return int(self._redis.zcard(f"{self.namespace}:delayed"))
 
     def letters(self, queue: str) -> list[Letter]:
         """See the base class."""
@@ -185,18 +186,25 @@ class RedisQueues(Queues):
 class AmqpQueues(Queues):
     """RabbitMQ through AMQP alone: what is ready it tells, what is unacknowledged it does not."""
 
-    def __init__(self, url: str, queue: str, namespace: str) -> None:
+    #: The queues with a TTL in which delayed messages wait, one a binary digit of the delay; all apps of a vhost share them.
+    LEVELS = tuple(f"guardrails.delay.quorum.{level:02d}" for level in range(24))
+
+    def __init__(self, url: str, queue: str, namespace: str, dead_letter_exchange: str = "") -> None:
         super().__init__(queue, namespace)
+        self._exchange = dead_letter_exchange
         self._connection: Any = Connection(url, connect_timeout=5)
         self._connection.ensure_connection(max_retries=1)
+        self._channel: Any = None
 
     def ready(self, queue: str) -> int:
         """See the base class."""
-        with self._connection.channel() as channel:
-            try:
-                return int(channel.queue_declare(queue, passive=True).message_count)
-            except self._connection.channel_errors:
-                return 0
+        try:
+            if self._channel is None:
+                self._channel = self._connection.channel()
+            return int(self._channel.queue_declare(queue, passive=True).message_count)
+        except self._connection.channel_errors:  # no such queue: RabbitMQ has closed the channel
+            self._channel = None
+            return 0
 
     def taken(self) -> int | None:
         """See the base class."""
@@ -204,7 +212,9 @@ class AmqpQueues(Queues):
 
     def delayed(self) -> int:
         """See the base class."""
-        return 0
+        if not self.ready(self.LEVELS[0]) and self._channel is None:
+            return 0
+        return sum(self.ready(level) for level in self.LEVELS)
 
     def letters(self, queue: str) -> list[Letter]:
         """See the base class."""
@@ -221,6 +231,15 @@ class AmqpQueues(Queues):
 
     def clean(self) -> None:
         """See the base class."""
+        for delete in (
+            lambda channel: channel.queue_delete(self.queue),
+            lambda channel: channel.queue_delete(self.dead),
+            lambda channel: channel.exchange_delete(self.queue),
+            lambda channel: channel.exchange_delete(self._exchange),
+        ):
+            with contextlib.suppress(*self._connection.channel_errors), self._connection.channel() as channel:
+                delete(channel)
+        self._connection.release()
 
 
 # -- everything together ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,9 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Show the workers' logs and the ledger with a failed test."""
-    report: Any = yield
+    report = yield
     fixtures = getattr(item, "funcargs", {})
     if report.failed and call.when in ("setup", "call"):
         if isinstance(fixtures.get("workers"), Workers):
@@ -199,8 +199,8 @@ def deploy(
 ) -> Iterator[Callable[..., Deployment]]:
     """Deploy an app: ``deploy()`` the guarded one of ``apps/basic.py`` on each broker in turn.
 
-    ``deploy("plain")`` chooses another module, ``on=`` another broker; further ``store_url=``, ``backend_url=``, ``namespace=``, ``retry=``, ``env=``. Every other
-    keyword is a Celery setting.
+    ``deploy("plain")`` chooses another module, ``on=`` another broker; further ``store_url=``, ``backend_url=``,
+    ``namespace=``, ``retry=``, ``env=``. Every other keyword is a Celery setting.
     """
     deployed: list[Deployment] = []
     ours = ("store_url", "backend_url", "namespace", "retry", "env")

@@ -203,7 +203,7 @@ def replay_lines(report: ReplayReport, max_replays: int) -> Iterator[str]:
     if report.skipped_max_replays:
         yield f"skipped {letters_text(report.skipped_max_replays)} replayed {max_replays} times before; --max-replays allows more"
     if report.skipped_hopeless:
-        yield f"skipped {letters_text(report.skipped_hopeless)} that would only die again; name their ID or --reason to replay them all the same"
+        yield f"skipped {letters_text(report.skipped_hopeless)} that would only die again; name their ID or --reason to replay them"
 
 
 def failure_lines(report: ReplayReport | DiscardReport) -> Iterator[str]:

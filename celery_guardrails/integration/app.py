@@ -22,7 +22,7 @@ from ..stores import open_store
 from ..stores.codec import KombuCodec
 from .brokers import make_broker
 from .clock import SystemClock
-from .logs import log_event
+from .logs import log_event, logger
 
 if TYPE_CHECKING:
     from ..dead_letters.service import DeadLetters
@@ -31,6 +31,14 @@ __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 
 #: The worker's main process must not block: its hub also answers heartbeats.
 _NO_PATIENCE = Patience(complete=0.0, release=0.0, publish=0.0)
+#: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
+_WORKER_STEPS = ("celery_guardrails.worker.drain:Drain",)
+_CONSUMER_STEPS = (
+    "celery_guardrails.worker.topology:DeadLetterTopology",
+    "celery_guardrails.worker.bad_messages:BadMessages",
+    "celery_guardrails.worker.renewal:Renewal",
+    "celery_guardrails.worker.delayed:DelayedPump",
+)
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys")
 
 
@@ -69,11 +77,11 @@ class Guardrails:
             self._listeners.extend(listener for listener in present._listeners if listener not in self._listeners)
         self._app = app
         app.guardrails = self
-        from ..worker import install_steps
         from .topology import install
 
         if present is None:
-            install_steps(app)
+            app.steps["worker"].update(_WORKER_STEPS)
+            app.steps["consumer"].update(_CONSUMER_STEPS)
         install(app, lambda: self.settings)
         _confirm_publishes(app)
 
@@ -202,9 +210,7 @@ class Guardrails:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:  # a user's code
-                from .logs import logger
-
+            except Exception:  # noqa: BLE001 - a user's code may raise anything
                 logger.exception("a guardrails listener failed on %r", event)
 
 
@@ -313,9 +319,7 @@ def _confirm_publishes(app: Celery) -> None:
         configure(app.conf)
         return
 
-    def once(sender: Any = None, source: Any = None, **_: Any) -> None:
+    def once(source: Any = None, **_: Any) -> None:
         configure(source)
 
     app.on_after_configure.connect(once, weak=False)
-
-

@@ -24,7 +24,7 @@ class MainState:
 
     @property
     def task_consumer(self) -> Any:
-        """kombu's consumer of the task queues, or None."""
+        """The kombu consumer of the task queues, or None."""
         return getattr(self.consumer, "task_consumer", None)
 
 

@@ -24,7 +24,7 @@ __all__ = ["GuardedRequest"]
 logger = get_logger(__name__)
 
 
-class GuardedRequest(Request):  # type: ignore[misc]  # celery has no types
+class GuardedRequest(Request):
     """Celery's request, with the delivery that the child settles, or, where the child is gone, this side does."""
 
     delivery: Delivery
@@ -164,5 +164,5 @@ class GuardedRequest(Request):  # type: ignore[misc]  # celery has no types
 def _info(exc: BaseException) -> ExceptionInfo:
     try:
         raise exc
-    except BaseException:  # only to give it a traceback, as billiard wants it
+    except BaseException:  # noqa: BLE001 - raised here, only to give it a traceback, as billiard wants it
         return ExceptionInfo()

@@ -55,10 +55,6 @@ from .translate import DELIVERY_FIELD
 if TYPE_CHECKING:
     from .app import Guardrails
 
-    BaseTask = CeleryTask[Any, Any]
-else:  # Task[...] fails at run time before Celery 5.7
-    BaseTask = CeleryTask
-
 __all__ = ["GuardMixin", "GuardedTask", "guarded_base", "guarded_task"]
 
 
@@ -159,10 +155,10 @@ class GuardMixin:
     @property
     def guard_options(self) -> TaskOptions:
         """The validated options."""
-        if self._guard_options is None:
-            type(self)._guard_options = TaskOptions.from_task(type(self))
-        assert self._guard_options is not None
-        return self._guard_options
+        options = self._guard_options
+        if options is None:
+            options = type(self)._guard_options = TaskOptions.from_task(type(self))
+        return options
 
     # -- publishing -------------------------------------------------------------------------------------------
 
@@ -196,8 +192,17 @@ class GuardMixin:
             raise
         return Travel(key=key, fingerprint=mark, first=now)
 
-    def retry(self, args: Any = None, kwargs: Any = None, exc: Any = None, throw: bool = True, eta: Any = None,
-              countdown: Any = None, max_retries: Any = None, **options: Any) -> Any:
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Any = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: Any = None,
+        max_retries: Any = None,
+        **options: Any,
+    ) -> Any:
         """As in Celery, and the guard counts it: one attempt is charged, key and history travel on.
 
         Without ``eta`` and ``countdown`` the wait is the policy's, unless the task sets ``default_retry_delay``.
@@ -349,10 +354,11 @@ class _GuardedRun:
         retention = self.options.retention or self.rails.settings.result_retention
         report = error_report(exc, outcome) if exc is not None else None
         try:
-            return self.guard.settle(self.delivery, claim, outcome, self.limits, error=report, retention=retention)
+            verdict: Verdict = self.guard.settle(self.delivery, claim, outcome, self.limits, error=report, retention=retention)
         except PublishFailed as failed:
             self.guard.surrender(self.delivery)
             raise Reject(failed, requeue=True) from failed
+        return verdict
 
     def _refused(self, verdict: Verdict) -> Any:
         if isinstance(verdict, Replay):
@@ -361,8 +367,7 @@ class _GuardedRun:
             raise Ignore(f"{self.delivery.key!r}: {verdict.why}, looked at again in {verdict.delay:.1f} s")
         if isinstance(verdict, Skip):
             raise Ignore(f"{self.delivery.key!r} has completed already")
-        assert isinstance(verdict, (DeadLetterNow, Fail))
-        raise refusal(verdict.reason, self.delivery)
+        raise refusal(verdict.reason if isinstance(verdict, (DeadLetterNow, Fail)) else "poison", self.delivery)
 
 
 def refusal(reason: str, delivery: Delivery) -> PermanentError:
@@ -383,14 +388,14 @@ def error_report(exc: BaseException, outcome: Outcome | None = None) -> ErrorRep
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     try:
         message = str(exc)
-    except Exception as broken:  # a user's __str__
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
         message = f"<unprintable: {broken!r}>"
     text = "".join(traceback.format_exception(cls, exc, exc.__traceback__))
     rule = outcome.classification.rule if isinstance(outcome, Raised) else ""
     return ErrorReport(name, message, text, rule)
 
 
-class GuardedTask(GuardMixin, BaseTask):
+class GuardedTask(GuardMixin, CeleryTask):
     """Task base class with the guard: subclass it, or give it as ``base=`` or ``task_cls=``."""
 
     abstract = True
@@ -419,6 +424,7 @@ def guarded_task(*args: Any, **options: Any) -> Any:
     """Make a guarded task of a function; same call forms as :func:`celery.shared_task`.
 
     Args:
+        *args: the function, where it is used without options.
         key: template over the arguments, callable, or None (the task id).
         fingerprint: argument names that must agree for the key; None all, False none.
         retention: seconds the completion record is kept (default ``guardrails_result_retention``).
@@ -465,8 +471,19 @@ def guarded_task(*args: Any, **options: Any) -> Any:
 
 def _check_early(fun: Callable[..., Any], options: dict[str, Any]) -> None:
     """Refuse wrong options where they are written, not when some worker finalizes its app."""
-    names = ("key", "fingerprint", "retention", "on_duplicate", "retryable", "permanent", "dead_letter", "autoretry_for",
-             "resource", "atomic", "max_queue_depth")
+    names = (
+        "key",
+        "fingerprint",
+        "retention",
+        "on_duplicate",
+        "retryable",
+        "permanent",
+        "dead_letter",
+        "autoretry_for",
+        "resource",
+        "atomic",
+        "max_queue_depth",
+    )
     probe: dict[str, Any] = {name: options[name] for name in names if name in options}
     if "retry" in options:
         probe["retry"] = options["retry"]

@@ -74,9 +74,7 @@ def make_key(template: KeyTemplate, arguments: Mapping[str, Any], args: Sequence
         try:
             key = _FORMATTER.vformat(template, (), arguments)
         except (KeyError, AttributeError, IndexError, ValueError) as exc:
-            raise GuardrailsConfigError(
-                f"key = {template!r} cannot be filled from the arguments {sorted(arguments)}: {exc!r}"
-            ) from exc
+            raise GuardrailsConfigError(f"key = {template!r} cannot be filled from the arguments {sorted(arguments)}: {exc!r}") from exc
     if len(key) > KEY_LIMIT:
         key = f"{key[: KEY_LIMIT - 33]}#{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
     return key
@@ -133,7 +131,7 @@ def _canonical_object(value: Any) -> Any:
         return {name: canonical(getattr(value, name)) for name in value.__dataclass_fields__}
     if callable(getattr(value, "isoformat", None)):
         return value.isoformat()
-    if type(value).__str__ is not object.__str__ and type(value).__module__ in ("uuid", "decimal", "pathlib", "fractions"):
+    if type(value).__module__.split(".")[0] in ("uuid", "decimal", "pathlib", "fractions"):
         return str(value)
     raise TypeError(
         f"{type(value).__module__}.{type(value).__qualname__} has no stable fingerprint: "

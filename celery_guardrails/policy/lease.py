@@ -181,9 +181,7 @@ def complete(
     )
 
 
-def release(
-    record: Record | None, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False
-) -> tuple[Record | None, bool]:
+def release(record: Record | None, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> tuple[Record | None, bool]:
     """Give the lease back, charging attempts or crashes; with ``drop`` the record is forgotten altogether."""
     if record is None or record.state is not RecordState.LEASED or record.holder != holder:
         return record, False

@@ -285,18 +285,14 @@ def _failed(delivery: Delivery, claim: Claim, outcome: Raised, limits: Limits, n
     attempt = attempt_number(delivery, claim)
     if attempt >= limits.retry.max_attempts:
         return _dead(delivery, claim, limits, "exhausted")
-    delay = limits.retry.delay(
-        attempt, fraction, previous=delivery.travel.waited, retry_after=outcome.classification.retry_after
-    )
+    delay = limits.retry.delay(attempt, fraction, previous=delivery.travel.waited, retry_after=outcome.classification.retry_after)
     deadline = deadline_of(delivery, limits)
     if deadline is not None and now + delay >= deadline:
         return _dead(delivery, claim, limits, "deadline")
     return RetryIn(delay, attempts=attempt)
 
 
-def _dead(
-    delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, charged: int = 1, crashes: int | None = None
-) -> Verdict:
+def _dead(delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, charged: int = 1, crashes: int | None = None) -> Verdict:
     if not limits.dead_letter:
         return Fail(reason)
     attempts = attempt_number(delivery, claim) - 1 + charged

@@ -33,7 +33,7 @@ class KombuCodec:
         """See :class:`~celery_guardrails.ports.ResultCodec`."""
         try:
             content_type, encoding, data = serialization.dumps(value, serializer=self._serializer)
-        except Exception as exc:  # whatever a value's own methods raise: the effect is done, the result must not undo it
+        except Exception as exc:  # noqa: BLE001 - whatever a value's own methods raise: the effect is done, the result must not undo it
             self._emit(ResultNotKept(task_id, f"not serialisable as {self._serializer}: {exc!r}"))
             return StoredResult(task_id=task_id)
         raw = data.encode("utf-8") if isinstance(data, str) else bytes(data)

@@ -34,9 +34,7 @@ class MemoryStore:
         """Return a new, empty store; the URL says nothing but ``memory://``."""
         return cls(memory=memory)
 
-    def claim(
-        self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0
-    ) -> Claim:
+    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         with self._lock:
             record, claim = transitions.claim(
@@ -52,15 +50,11 @@ class MemoryStore:
                 self._put(key, record, self._memory + lease)
             return claim
 
-    def complete(
-        self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float
-    ) -> bool:
+    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         with self._lock:
             before = self._get(key)
-            record, done = transitions.complete(
-                before, holder=holder, fingerprint=fingerprint, fence=fence, result=result, now=self._now()
-            )
+            record, done = transitions.complete(before, holder=holder, fingerprint=fingerprint, fence=fence, result=result, now=self._now())
             if done and record is not before:
                 self._put(key, record, retention)
             return done

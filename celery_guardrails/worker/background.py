@@ -49,7 +49,7 @@ class Background:
             try:
                 wait = self._work()
                 last = ""
-            except Exception as exc:  # a store or broker that is away must not end the renewal of leases
+            except Exception as exc:  # noqa: BLE001 - a store or broker that is away must not end the renewal of leases
                 wait = 0.5
                 if repr(exc) != last:  # one line an outage, not two a second
                     last = repr(exc)

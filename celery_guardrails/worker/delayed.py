@@ -16,7 +16,7 @@ __all__ = ["DelayedPump"]
 _LONGEST = 0.5
 
 
-class DelayedPump(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class DelayedPump(bootsteps.StartStopStep):
     """Every worker pumps; a step of the pump is atomic in Redis, so they do not get in each other's way."""
 
     label = "guardrails delayed messages"

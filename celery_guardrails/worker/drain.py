@@ -20,7 +20,7 @@ __all__ = ["Drain"]
 logger = get_logger(__name__)
 
 
-class Drain(bootsteps.Step):  # type: ignore[misc]  # celery has no types
+class Drain(bootsteps.Step):
     """Listens to the worker's shutdown signals.
 
     Celery's warm shutdown waits for running tasks without end. After ``guardrails_drain_seconds`` the children that

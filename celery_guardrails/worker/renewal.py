@@ -18,7 +18,7 @@ from .background import Background
 __all__ = ["Renewal"]
 
 
-class Renewal(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class Renewal(bootsteps.StartStopStep):
     """Extends leases, and on Redis also the visibility of the messages that this worker holds."""
 
     label = "guardrails renewal"

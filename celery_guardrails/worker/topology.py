@@ -14,7 +14,7 @@ from ..integration.topology import declare_dead_letters
 __all__ = ["DeadLetterTopology"]
 
 
-class DeadLetterTopology(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class DeadLetterTopology(bootsteps.StartStopStep):
     """Runs after every connect: a broker that lost its definitions gets them back."""
 
     label = "guardrails topology"

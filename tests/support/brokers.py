@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import kombu
+from kombu.connection import Connection
+from kombu.message import Message
 
 from .rabbitmq import RabbitNode
 from .redis import RedisServer
@@ -31,9 +32,9 @@ class BrokerUnderTest:
     server: RedisServer | RabbitNode | None
     used: list[str] = field(default_factory=list)
 
-    def connection(self) -> kombu.Connection:
+    def connection(self) -> Connection:
         """Return a new connection; use it as a context manager."""
-        return kombu.Connection(self.url, connect_timeout=5)
+        return Connection(self.url, connect_timeout=5)
 
     def depth(self, queue: str) -> int:
         """Return the messages ready in a queue, not those that a worker holds; 0 where there is no such queue."""
@@ -104,9 +105,9 @@ class BrokerUnderTest:
         with self.connection() as connection:
             connection.default_channel.client.lpush(queue, item)
 
-    def drain(self, queue: str, limit: int = 10_000) -> list[kombu.Message]:
-        """Take all ready messages out of a queue and return them."""
-        taken: list[kombu.Message] = []
+    def drain(self, queue: str, limit: int = 10_000) -> list[Message]:
+        """Take all ready messages out of a queue and return them, their bodies as bytes."""
+        taken: list[Message] = []
         with self.connection() as connection:
             channel = connection.default_channel
             while len(taken) < limit:
@@ -117,6 +118,8 @@ class BrokerUnderTest:
                 if message is None:
                     break
                 channel.basic_ack(message.delivery_tag)
+                if isinstance(message.body, str):  # the AMQP client decodes what says it is text
+                    message.body = message.body.encode()
                 taken.append(message)
         return taken
 

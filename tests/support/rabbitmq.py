@@ -45,9 +45,10 @@ def find_scripts() -> Path | None:
         candidates += sorted(Path("/").glob(pattern.lstrip("/")), reverse=True)
     on_path = shutil.which("rabbitmq-server")
     if on_path:
-        candidates.append(Path(on_path).resolve().parent)  # a generic tarball on the path; wrappers are met above
+        candidates.append(Path(on_path).resolve().parent)  # an unpacked release
     for candidate in candidates:
-        if (candidate / "rabbitmq-server").exists() and (candidate / "rabbitmqctl").exists():
+        # A distribution's wrapper in /usr/sbin has no plugins beside it.
+        if (candidate / "rabbitmqctl").exists() and (candidate.parent / "plugins").is_dir():
             return candidate
     return None
 

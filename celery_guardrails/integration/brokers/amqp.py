@@ -269,7 +269,7 @@ def _fitting(message: RawMessage, headers: dict[str, Any], properties: Mapping[s
 def _raw(found: Any) -> RawMessage:
     properties = dict(found.properties)
     return RawMessage(
-        body=bytes(found.body),
+        body=bytes(found.body or b""),  # of an empty body py-amqp makes a text
         content_type=properties.pop("content_type", None),
         content_encoding=properties.pop("content_encoding", None),
         headers=properties.pop("application_headers", None) or {},

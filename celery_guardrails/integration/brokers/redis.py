@@ -159,7 +159,8 @@ class RedisBroker(KombuBroker[_Session]):
 
         def operation(link: _Link) -> None:
             key, payload = self._payload(link, message, live_headers(message), ("", queue), queue)
-            member = uuid.uuid4().hex + key
+            # 32 characters, in the order of publishing where two fall due in the same millisecond
+            member = f"{time.time_ns():020d}{uuid.uuid4().hex[:12]}{key}"
             link.scripts["park"](keys=self._delayed_keys(link), args=[member, payload, math.ceil(seconds * 1000)])
 
         self._run(f"delay for queue {queue!r}", operation)

@@ -62,13 +62,9 @@ class RedisStore:
         )
         return cls(client, namespace=namespace, memory=memory)
 
-    def claim(
-        self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0
-    ) -> Claim:
+    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        answer = self._run(
-            "claim", key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts
-        )
+        answer = self._run("claim", key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts)
         state = answer[0]
         if state == b"claimed":
             return Claim(
@@ -84,9 +80,7 @@ class RedisStore:
             return Claim(ClaimState.COMPLETED, fence=int(answer[1]), result=_result(*answer[2:6]))
         return Claim(ClaimState.CONFLICT)
 
-    def complete(
-        self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float
-    ) -> bool:
+    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         answer = self._run(
             "complete",
@@ -107,9 +101,7 @@ class RedisStore:
         answer = self._run("release", key, holder, attempts, crashes, int(drop), self._memory)
         if not answer:
             return None
-        return Record(
-            attempts=int(answer[0]), crashes=int(answer[1]), fence=int(answer[2]), fingerprint=answer[3].decode() or None
-        )
+        return Record(attempts=int(answer[0]), crashes=int(answer[1]), fence=int(answer[2]), fingerprint=answer[3].decode() or None)
 
     def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -119,7 +111,7 @@ class RedisStore:
         return self._guarded(lambda: self._renew(wanted, lease))
 
     def _renew(self, wanted: list[tuple[str, str]], lease: float) -> list[bool]:
-        script = self._scripts["renew"]
+        script, answers = self._scripts["renew"], []
         for _ in range(2):
             pipeline = self._client.pipeline(transaction=False)
             for key, holder in wanted:
@@ -193,6 +185,4 @@ def _shorten(name: str | None) -> str:
 
 def _result(task_id: bytes, content_type: bytes, content_encoding: bytes, data: bytes) -> StoredResult:
     short, encoding = content_type.decode(), content_encoding.decode()
-    return StoredResult(
-        _LONG.get(short, short) or None, _LONG.get(encoding, encoding) or None, data, task_id.decode()
-    )
+    return StoredResult(_LONG.get(short, short) or None, _LONG.get(encoding, encoding) or None, data, task_id.decode())

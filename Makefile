@@ -19,9 +19,9 @@ PYTEST := GUARDRAILS_TEST_REQUIRE_BROKERS=1 $(BIN)/python -m pytest
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## See it work: a small shop on a private Redis, its workers killed (BROKER=amqp://… or redis://…, PLAIN=1: without colours)
+demo: ## See it work: a small shop on a private Redis, its workers killed (BROKER=amqp://… or redis://…)
 	@$(BOOTSTRAP) demo
-	@$(DEMO) $(if $(PLAIN),--plain)
+	@$(DEMO)$(if $(PLAIN), --plain)
 
 demo-plain: ## The same shop on plain Celery, to see what is lost
 	@$(BOOTSTRAP) demo

@@ -19,7 +19,8 @@ from .errors import (
 )
 from .execution import Execution, current_execution
 from .integration.app import Guardrails, classify
-from .integration.task import GuardedTask, guarded_task
+from .integration.decorator import guarded_task
+from .integration.task import GuardedTask
 from .policy.classification import Classification
 from .policy.retry import RetryPolicy
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -356,12 +357,7 @@ def _echo_table(titles: tuple[str, ...], rows: Iterator[tuple[Any, ...]], servic
         click.echo(f"no dead letters{' that match' if any(options.values()) else ''} in {looked}", err=True)
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-    def whole() -> Iterator[tuple[Any, ...]]:
-        yield first
-        yield from rows
-
-    for line in table(titles, whole(), width=width):
+    for line in table(titles, chain([first], rows), width=width):
         click.echo(line)
 
 
@@ -375,6 +371,10 @@ def _leave(report: ReplayReport | DiscardReport) -> None:
         click.get_current_context().exit(1)
 
 
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def _progress_bar(label: str, *, hidden: bool) -> Iterator[OnProgress | None]:
     """Show a bar on a terminal, and say how far it came when it is interrupted."""
@@ -383,7 +383,7 @@ def _progress_bar(label: str, *, hidden: bool) -> Iterator[OnProgress | None]:
 
     def on_progress(progress: Progress) -> None:
         nonlocal last, bar
-        if not hidden and sys.stderr.isatty():
+        if not hidden and _is_terminal():
             if bar is None:
                 bar = click.progressbar(length=progress.total, label=label, file=sys.stderr, show_pos=True)
                 bar.__enter__()

@@ -14,6 +14,7 @@ from .errors import PublishFailed, StoreUnavailable
 from .policy.deadletter import DeathCertificate, error_fingerprint
 from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel
 from .policy.lease import Claim, ClaimState, Record
+from .policy.refusal import refusal
 from .policy.verdict import (
     Complete,
     DeadLetterNow,
@@ -111,7 +112,9 @@ class Guard:
             self._hand_back(delivery, verdict)
         elif isinstance(verdict, (DeadLetterNow, Fail)):
             if isinstance(verdict, DeadLetterNow):
-                self._bury(delivery, verdict, ErrorReport(message=verdict.reason))
+                error = refusal(verdict.reason, delivery)
+                cls = type(error)
+                self._bury(delivery, verdict, ErrorReport(f"{cls.__module__}.{cls.__qualname__}", str(error)))
             if claim.state is ClaimState.CLAIMED:
                 self._release(delivery, drop=True)
         return verdict, claim

@@ -51,7 +51,6 @@ CREATE TABLE calls (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, ended REAL, order_id INTEGER, idempotency_key TEXT, caller INTEGER,
     down INTEGER NOT NULL,              -- the gateway was down
     charged_before INTEGER NOT NULL,    -- the order had been charged already when the call came
-    answered_before INTEGER NOT NULL,   -- ... and a caller had been told so
     answer TEXT,                        -- NULL while it is worked on
     delivered INTEGER                   -- the caller was still there to read the answer
 );
@@ -94,11 +93,10 @@ class Ledger:
         """Write a call down as it comes in; return its number and which call for this order it is, 1-based."""
         with self._lock:
             charged = self._one("SELECT count(*) FROM charges WHERE order_id = ?", order_id)
-            answered = self._one("SELECT count(*) FROM calls WHERE order_id = ? AND answer LIKE '200%' AND delivered", order_id)
             number = self._one("SELECT count(*) FROM calls WHERE order_id = ? AND NOT down", order_id) + 1
             cursor = self._db.execute(
-                "INSERT INTO calls (at, order_id, idempotency_key, caller, down, charged_before, answered_before) VALUES (?,?,?,?,?,?,?)",
-                (time.time(), order_id, key, caller, down, charged > 0, answered > 0),
+                "INSERT INTO calls (at, order_id, idempotency_key, caller, down, charged_before) VALUES (?,?,?,?,?,?)",
+                (time.time(), order_id, key, caller, down, charged > 0),
             )
             return int(cursor.lastrowid or 0), number
 
@@ -236,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
         if not readable:
             return True
         try:
-            return self.connection.recv(1, socket.MSG_PEEK) != b""
+            return bool(self.connection.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
@@ -257,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             pass
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
         """Keep quiet: the ledger is the log."""
 
 

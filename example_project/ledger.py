@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from kombu import Connection
+from kombu.connection import Connection
 
 # -- the gateway ------------------------------------------------------------------------------------------------
 
@@ -30,7 +30,8 @@ class GatewayFigures:
     amount: int  # cents that moved
     calls: int
     repeated: int  # calls for an order that was charged already
-    needless: int  # ... and whose caller had the answer already
+    unanswered: int  # ... of which nobody had had an answer yet
+    cut_off: int  # ... of which the one who had it was killed there and then
     overlaps: int  # two calls for one order at the same time
     down_calls: Mapping[int, int]  # order -> calls while the gateway was down
     answers: Mapping[str, int]
@@ -39,6 +40,11 @@ class GatewayFigures:
     def charged(self) -> set[int]:
         """Return the orders that were charged at least once."""
         return set(self.charges)
+
+    @property
+    def needless(self) -> int:
+        """Return the calls for an order of which a living worker had been told that it is charged."""
+        return self.repeated - self.unanswered - self.cut_off
 
     @property
     def doubled(self) -> int:
@@ -60,15 +66,24 @@ class GatewayLedger:
         """Return the unix time of the last call, 0 if there was none."""
         return float(self._db.execute("SELECT coalesce(max(at), 0) FROM calls").fetchone()[0])
 
-    def figures(self) -> GatewayFigures:
-        """Count everything."""
+    def figures(self, victims: Iterable[int] = ()) -> GatewayFigures:
+        """Count everything; ``victims`` are the callers that were killed on purpose."""
         run = self._db.execute
+        told: dict[int, list[tuple[float, int]]] = {}
+        for order, ended, caller in run("SELECT order_id, ended, caller FROM calls WHERE answer LIKE '200%' AND delivered"):
+            told.setdefault(order, []).append((ended, caller))
+        kinds: Counter[str] = Counter()
+        killed = set(victims)
+        for order, at in run("SELECT order_id, at FROM calls WHERE charged_before"):
+            knew = {caller for ended, caller in told.get(order, ()) if ended <= at}
+            kinds["unanswered" if not knew else "cut off" if knew <= killed else "needless"] += 1
         return GatewayFigures(
             charges=dict(run("SELECT order_id, count(*) FROM charges GROUP BY order_id")),
             amount=int(run("SELECT coalesce(sum(amount), 0) FROM charges").fetchone()[0]),
             calls=int(run("SELECT count(*) FROM calls").fetchone()[0]),
-            repeated=int(run("SELECT count(*) FROM calls WHERE charged_before").fetchone()[0]),
-            needless=int(run("SELECT count(*) FROM calls WHERE answered_before").fetchone()[0]),
+            repeated=kinds.total(),
+            unanswered=kinds["unanswered"],
+            cut_off=kinds["cut off"],
             overlaps=int(
                 run(
                     "SELECT count(*) FROM calls a JOIN calls b ON a.order_id = b.order_id AND a.id < b.id"
@@ -147,12 +162,18 @@ class Queues(ABC):
 
 
 class RedisQueues(Queues):
-    """Kombu's lists in Redis, read as they are."""
+    """Kombu's lists in Redis, read as they are.
+
+    In a database that was empty everything is deleted at the end, in another one what has this run's name.
+    """
 
     def __init__(self, url: str, queue: str, namespace: str) -> None:
         super().__init__(queue, namespace)
-        path = url.replace("redis+socket://", "unix://").replace("?virtual_host=", "?db=")
-        self._redis: Any = redis.Redis.from_url(path, socket_timeout=5)
+        self._redis: Any = redis.Redis.from_url(for_redis_py(url), socket_timeout=5)
+        try:
+            self._was_empty = int(self._redis.dbsize()) == 0
+        except redis.RedisError as error:
+            raise OSError(str(error)) from error
 
     def ready(self, queue: str) -> int:
         """See the base class."""
@@ -178,6 +199,9 @@ class RedisQueues(Queues):
 
     def clean(self) -> None:
         """See the base class."""
+        if self._was_empty:
+            self._redis.flushdb()
+            return
         run = self.queue.rpartition("-")[2]
         for key in list(self._redis.scan_iter(match=f"*{run}*", count=1000)):
             self._redis.delete(key)
@@ -188,6 +212,8 @@ class AmqpQueues(Queues):
 
     #: The queues with a TTL in which delayed messages wait, one a binary digit of the delay; all apps of a vhost share them.
     LEVELS = tuple(f"guardrails.delay.quorum.{level:02d}" for level in range(24))
+    #: Deleted at the end, unless they were there before.
+    SHARED = ("celeryev", "celery.pidbox", "reply.celery.pidbox", "guardrails.delay.deliver", "guardrails.delay.unrouted", *LEVELS)
 
     def __init__(self, url: str, queue: str, namespace: str, dead_letter_exchange: str = "") -> None:
         super().__init__(queue, namespace)
@@ -195,6 +221,16 @@ class AmqpQueues(Queues):
         self._connection: Any = Connection(url, connect_timeout=5)
         self._connection.ensure_connection(max_retries=1)
         self._channel: Any = None
+        self._found = {name for name in self.SHARED if self._exists(name)}
+
+    def _exists(self, exchange: str) -> bool:
+        channel = self._connection.channel()
+        try:
+            channel.exchange_declare(exchange, "topic", passive=True)
+        except self._connection.channel_errors:
+            return False
+        channel.close()
+        return True
 
     def ready(self, queue: str) -> int:
         """See the base class."""
@@ -231,14 +267,15 @@ class AmqpQueues(Queues):
 
     def clean(self) -> None:
         """See the base class."""
-        for delete in (
-            lambda channel: channel.queue_delete(self.queue),
-            lambda channel: channel.queue_delete(self.dead),
-            lambda channel: channel.exchange_delete(self.queue),
-            lambda channel: channel.exchange_delete(self._exchange),
-        ):
-            with contextlib.suppress(*self._connection.channel_errors), self._connection.channel() as channel:
-                delete(channel)
+        queues, exchanges = [self.queue, self.dead], [self.queue, self._exchange]
+        for name in self.SHARED:
+            if name not in self._found and not (name.startswith("guardrails.") and self.ready(name)):
+                exchanges.append(name)
+                queues.append(name)
+        for delete, names in (("queue_delete", queues), ("exchange_delete", exchanges)):
+            for name in filter(None, names):
+                with contextlib.suppress(*self._connection.channel_errors), self._connection.channel() as channel:
+                    getattr(channel, delete)(name)
         self._connection.release()
 
 
@@ -304,12 +341,17 @@ class Figures:
         ]
 
 
+def for_redis_py(url: str) -> str:
+    """Return Celery's URL of a Redis as redis-py spells it."""
+    return url.replace("redis+socket://", "unix://").replace("?virtual_host=", "?db=")
+
+
 def result_states(url: str, task_ids: Iterable[str]) -> dict[str, str]:
     """Return the state of each task that has ended, from Celery's result backend."""
     ids = list(task_ids)
     if not ids:
         return {}
-    with redis.Redis.from_url(url.replace("redis+socket://", "unix://").replace("?virtual_host=", "?db="), socket_timeout=5) as client:
+    with redis.Redis.from_url(for_redis_py(url), socket_timeout=5) as client:
         values: Any = client.mget([f"celery-task-meta-{task_id}" for task_id in ids])
     states = {task_id: json.loads(value)["status"] for task_id, value in zip(ids, values, strict=True) if value}
     return {task_id: state for task_id, state in states.items() if state in ("SUCCESS", "FAILURE")}

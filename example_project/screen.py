@@ -34,6 +34,11 @@ class Screen:
         self._erase()
         print(self.paint(text, *styles), flush=True)
 
+    def clipped(self, text: str) -> None:
+        """Write a line, cut to the width of the terminal."""
+        width = shutil.get_terminal_size((140, 24)).columns
+        self.line(text if len(text) < width else text[: width - 2] + "…")
+
     def title(self, text: str) -> None:
         """Write a heading."""
         self.line()
@@ -61,7 +66,7 @@ class Screen:
     def rows(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
         """Write figures: name, value, what it means, style of the value."""
         for name, value, meaning, style in rows:
-            self.line(f"  {name:<38}{self.paint(f'{value:>10}', *([style] if style else []))}   {self.paint(meaning, 'dim')}")
+            self.line(f"  {name:<34}{self.paint(f'{value:>8}', *([style] if style else []))}   {self.paint(meaning, 'dim')}")
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table; columns of numbers are set to the right."""

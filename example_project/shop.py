@@ -24,8 +24,10 @@ SEND_KEY = os.environ.get("SHOP_IDEMPOTENCY_KEY", "1") == "1"
 HOTFIX = Path(os.environ.get("SHOP_HOTFIX", "/nonexistent"))  # once this file exists the receipt bug is mended
 GATEWAY_TIMEOUT = 1.5
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 12, 1, 5  # both modes
+POISON = 66  # amounts that end in it kill the worker's child
 
 app = Celery("shop", broker=os.environ.get("SHOP_BROKER", "redis://"), backend=os.environ.get("SHOP_BACKEND", "redis://"))
+app.set_default()  # for all threads: a shared task called from another thread would go to Celery's own default app and its amqp://
 app.conf.update(
     task_default_queue=QUEUE,
     broker_connection_retry_on_startup=True,
@@ -91,7 +93,7 @@ def charge(order_id: int, amount: int) -> str:
 
 
 def render_receipt(order_id: int, amount: int) -> None:
-    """Draw the receipt with a C library that dies of amounts ending in 66: the poison order."""
-    if amount % 100 == 66 and not HOTFIX.exists():
+    """Draw the receipt with a C library that takes its process down at some amounts."""
+    if amount % 100 == POISON and not HOTFIX.exists():
         os.write(2, b"receipt library: fatal error\n")
         os.kill(os.getpid(), signal.SIGKILL)

@@ -38,10 +38,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     fixtures = getattr(item, "funcargs", {})
     if report.failed and call.when in ("setup", "call"):
-        if isinstance(fixtures.get("workers"), Workers):
-            report.sections += fixtures["workers"].logs()
-        if isinstance(fixtures.get("ledger"), Ledger):
-            report.sections.append(("ledger", str(fixtures["ledger"])))
+        for fixture in fixtures.values():
+            if isinstance(fixture, Workers):
+                report.sections += fixture.logs()
+            elif isinstance(fixture, Ledger):
+                report.sections.append(("ledger", str(fixture)))
     return report
 
 

@@ -37,6 +37,7 @@ _CONSUMER_STEPS = (
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
     "celery_guardrails.worker.renewal:Renewal",
+    "celery_guardrails.worker.lost_children:LostChildren",
     "celery_guardrails.worker.delayed:DelayedPump",
 )
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys")

@@ -13,10 +13,11 @@ from celery.worker.state import task_ready
 
 from ..errors import GuardrailsConfigError, PublishFailed
 from ..policy.delivery import Delivery
+from ..policy.refusal import refusal
 from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict
 from .app import Guardrails, ensure_guardrails
 from .mainstate import state
-from .task import error_report, refusal
+from .running import error_report
 from .translate import DELIVERY_FIELD, new_holder, queue_of, to_delivery
 
 __all__ = ["GuardedRequest"]

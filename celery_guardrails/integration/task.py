@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery import Task as CeleryTask
 from celery import _state
 from celery.app.base import Celery
-from celery.exceptions import Ignore, Reject, Retry
-from celery.local import Proxy
+from celery.exceptions import Retry
 
-from ..errors import (
-    DeadlineExceeded,
-    DuplicateTask,
-    GuardrailsConfigError,
-    IdempotencyConflict,
-    PermanentError,
-    PoisonTask,
-    PublishFailed,
-    RejectedTask,
-    RetryableError,
-)
+from ..errors import GuardrailsConfigError
 from ..execution import Execution, executing
-from ..guard import ErrorReport
-from ..policy.classification import PERMANENT, RETRYABLE, Classification
 from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
-from ..policy.lease import Claim
 from ..policy.retry import RetryPolicy
-from ..policy.verdict import (
-    Cancelled,
-    Complete,
-    DeadLetterNow,
-    Fail,
-    HandBack,
-    Outcome,
-    PassThrough,
-    Raised,
-    Rejected,
-    Replay,
-    Resubmitted,
-    RetryIn,
-    Returned,
-    Run,
-    Skip,
-    Verdict,
-)
-from . import stopping
 from .options import TaskOptions
+from .running import GuardedRun, running_now
 from .translate import DELIVERY_FIELD
 
 if TYPE_CHECKING:
     from .app import Guardrails
 
-__all__ = ["GuardMixin", "GuardedTask", "guarded_base", "guarded_task"]
-
-
-class _OutOfMemory(RetryableError):
-    """A ``MemoryError`` of the body: reported as itself it would end the worker's main process."""
-
-
-class _Running:
-    """What the methods of a task that runs right now need to know of the run."""
-
-    __slots__ = ("attempt", "delivery", "gave_up", "resubmitted")
-
-    def __init__(self, delivery: Delivery, attempt: int) -> None:
-        self.delivery = delivery
-        self.attempt = attempt
-        self.gave_up = False
-        self.resubmitted = False
-
-
-_running: ContextVar[_Running | None] = ContextVar("celery_guardrails_running", default=None)
+__all__ = ["GuardMixin", "GuardedTask"]
 
 
 class GuardMixin:
@@ -187,7 +134,7 @@ class GuardMixin:
         except (TypeError, GuardrailsConfigError):
             # A step of a chain is published by its parent: raising here would turn the parent's success into a
             # failure. The worker will dead-letter the step as invalid instead.
-            if _running.get() is not None or _inside_a_worker():
+            if running_now.get() is not None or _inside_a_worker():
                 return None
             raise
         return Travel(key=key, fingerprint=mark, first=now)
@@ -207,7 +154,7 @@ class GuardMixin:
 
         Without ``eta`` and ``countdown`` the wait is the policy's, unless the task sets ``default_retry_delay``.
         """
-        running = _running.get()
+        running = running_now.get()
         request = self.request  # type: ignore[attr-defined]
         if running is None or request.called_directly or request.is_eager or request.id != running.delivery.task_id:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)  # type: ignore[misc]
@@ -246,7 +193,7 @@ class GuardMixin:
             request.headers.pop(DELIVERY_FIELD, None)  # else it would travel on with self.retry()
         if delivery is None or request.called_directly:
             return self._run_plain(request, args, kwargs)
-        return _GuardedRun(self, delivery).run(args, kwargs)
+        return GuardedRun(self, delivery).run(args, kwargs)
 
     def _run_plain(self, request: Any, args: Any, kwargs: Any) -> Any:
         if request.called_directly or not self.guarded:
@@ -281,225 +228,7 @@ def _foreign_call(cls: type) -> Callable[..., Any] | None:
     return None
 
 
-class _GuardedRun:
-    """One guarded run of one task: carries the guard's verdicts over into Celery's language."""
-
-    def __init__(self, task: Any, delivery: Delivery) -> None:
-        self.task = task
-        self.delivery = delivery
-        self.rails: Guardrails = task.guardrails
-        self.guard = self.rails.guard
-        self.options: TaskOptions = task.guard_options
-        self.limits = self.options.limits(self.rails.settings)
-
-    def run(self, args: Any, kwargs: Any) -> Any:
-        try:
-            verdict, claim = self.guard.admit(self.delivery, self.limits)
-        except PublishFailed as exc:
-            raise Reject(exc, requeue=True) from exc
-        if not isinstance(verdict, Run):
-            return self._refused(verdict)
-        execution = Execution(
-            key=self.delivery.key,
-            fence=claim.fence,
-            attempt=verdict.attempt,
-            deliveries=self.delivery.travel.deliveries + 1,
-            deadline=verdict.deadline,
-            crashes=claim.crashes,
-            _now=self.rails.clock.now,
-            _stopping=stopping.is_stopping,
-        )
-        running = _Running(self.delivery, verdict.attempt)
-        token = _running.set(running)
-        try:
-            with executing(execution):
-                value = self.task._body(args, kwargs)
-        except Retry:
-            self._settle(claim, Resubmitted())
-            raise
-        except Ignore:
-            self._settle(claim, Cancelled())
-            raise
-        except Reject as exc:
-            if isinstance(self._settle(claim, Rejected(exc.requeue), exc), DeadLetterNow):
-                raise RejectedTask(str(exc.reason)) from exc
-            raise
-        except Exception as exc:  # the boundary: every failure of a body is classified here
-            self._failed(claim, exc, running)
-            raise
-        finally:
-            _running.reset(token)
-        if not verdict.guarded:
-            return value
-        settled = self._settle(claim, Resubmitted() if running.resubmitted else Returned(value))
-        if isinstance(settled, (Complete, PassThrough)):
-            return value
-        raise Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
-
-    def _failed(self, claim: Claim, exc: Exception, running: _Running) -> None:
-        """Settle a failure; raises what Celery shall see, or returns where it is the exception itself."""
-        if running.gave_up:
-            raised = Raised(Classification(PERMANENT, rule="self.retry"), reason="exhausted")
-        elif isinstance(exc, MemoryError):
-            raised = Raised(Classification(RETRYABLE, rule="builtins.MemoryError"))
-        else:
-            raised = Raised(self.rails.classify(exc, retryable=self.options.retryable, permanent=self.options.permanent))
-        verdict = self._settle(claim, raised, exc)
-        if isinstance(verdict, RetryIn):
-            raise Retry(exc=exc, when=verdict.delay) from exc
-        if isinstance(exc, MemoryError):
-            raise _OutOfMemory(repr(exc)) from exc
-
-    def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
-        retention = self.options.retention or self.rails.settings.result_retention
-        report = error_report(exc, outcome) if exc is not None else None
-        try:
-            verdict: Verdict = self.guard.settle(self.delivery, claim, outcome, self.limits, error=report, retention=retention)
-        except PublishFailed as failed:
-            self.guard.surrender(self.delivery)
-            raise Reject(failed, requeue=True) from failed
-        return verdict
-
-    def _refused(self, verdict: Verdict) -> Any:
-        if isinstance(verdict, Replay):
-            return self.guard.codec.decode(verdict.result)
-        if isinstance(verdict, HandBack):
-            raise Ignore(f"{self.delivery.key!r}: {verdict.why}, looked at again in {verdict.delay:.1f} s")
-        if isinstance(verdict, Skip):
-            raise Ignore(f"{self.delivery.key!r} has completed already")
-        raise refusal(verdict.reason if isinstance(verdict, (DeadLetterNow, Fail)) else "poison", self.delivery)
-
-
-def refusal(reason: str, delivery: Delivery) -> PermanentError:
-    """Return the error that stands for a refusal in the task's result."""
-    key = delivery.key
-    if reason == "conflict":
-        return IdempotencyConflict(f"key {key!r} is in use for other arguments: make the key finer, or name fingerprint=(...)")
-    if reason == "duplicate":
-        return DuplicateTask(f"key {key!r} has completed already")
-    if reason == "deadline":
-        return DeadlineExceeded(f"{delivery.task_name}[{delivery.task_id}]: its deadline passed before it could start")
-    return PoisonTask(f"{delivery.task_name}[{delivery.task_id}] killed its worker too often (guardrails_max_crashes)")
-
-
-def error_report(exc: BaseException, outcome: Outcome | None = None) -> ErrorReport:
-    """Return an exception as text."""
-    cls = type(exc)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    try:
-        message = str(exc)
-    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
-        message = f"<unprintable: {broken!r}>"
-    text = "".join(traceback.format_exception(cls, exc, exc.__traceback__))
-    rule = outcome.classification.rule if isinstance(outcome, Raised) else ""
-    return ErrorReport(name, message, text, rule)
-
-
 class GuardedTask(GuardMixin, CeleryTask):
     """Task base class with the guard: subclass it, or give it as ``base=`` or ``task_cls=``."""
 
     abstract = True
-
-
-_bases: dict[type, type] = {CeleryTask: GuardedTask}
-
-
-def guarded_base(base: type) -> type:
-    """Return a class that guards the given task class and keeps what it can do (``delay_on_commit`` of Django's)."""
-    if issubclass(base, GuardMixin):
-        return base
-    made = _bases.get(base)
-    if made is None:
-        namespace: dict[str, Any] = {"abstract": True, "__module__": base.__module__}
-        for name in ("max_retries", "acks_late", "reject_on_worker_lost", "acks_on_failure_or_timeout"):
-            # what a project's own base class says goes before the guard's defaults
-            chosen = [cls.__dict__[name] for cls in base.__mro__ if cls is not CeleryTask and name in cls.__dict__]
-            if chosen and chosen[0] is not None:
-                namespace[name] = chosen[0]
-        made = _bases[base] = type(f"Guarded{base.__name__}", (GuardMixin, base), namespace)
-    return made
-
-
-def guarded_task(*args: Any, **options: Any) -> Any:
-    """Make a guarded task of a function; same call forms as :func:`celery.shared_task`.
-
-    Args:
-        *args: the function, where it is used without options.
-        key: template over the arguments, callable, or None (the task id).
-        fingerprint: argument names that must agree for the key; None all, False none.
-        retention: seconds the completion record is kept (default ``guardrails_result_retention``).
-        on_duplicate: ``"return"``, ``"ignore"`` or ``"raise"`` when the key has completed.
-        retry: a :class:`~celery_guardrails.RetryPolicy`.
-        retryable: exception classes (or qualified names) that are tried again.
-        permanent: exception classes (or qualified names) that are not.
-        dead_letter: False: fail as plain Celery does.
-        **options: every option of Celery's tasks.
-
-    Raises:
-        GuardrailsConfigError: an option is wrong; ``autoretry_for`` is given.
-    """
-
-    def decorate(fun: Callable[..., Any]) -> Any:
-        if type(fun) is Proxy:
-            raise TypeError("@guarded_task was applied to a task; apply it to a function, once")
-        _check_early(fun, options)
-        chosen = dict(options)
-        base = chosen.pop("base", None)
-        name = chosen.get("name")
-
-        def register(app: Celery) -> Any:
-            return app._task_from_fun(fun, base=guarded_base(base or app.Task), **chosen)
-
-        _state.connect_on_app_finalize(register)
-        for app in _state._get_active_apps():
-            if app.finalized:
-                with app._finalize_mutex:
-                    register(app)
-
-        def by_name() -> Any:
-            app = _state.get_current_app()
-            return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
-
-        return Proxy(by_name)
-
-    if len(args) == 1 and callable(args[0]):
-        return decorate(args[0])
-    if args:
-        raise TypeError("guarded_task takes keyword options only")
-    return decorate
-
-
-def _check_early(fun: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Refuse wrong options where they are written, not when some worker finalizes its app."""
-    names = (
-        "key",
-        "fingerprint",
-        "retention",
-        "on_duplicate",
-        "retryable",
-        "permanent",
-        "dead_letter",
-        "autoretry_for",
-        "resource",
-        "atomic",
-        "max_queue_depth",
-    )
-    probe: dict[str, Any] = {name: options[name] for name in names if name in options}
-    if "retry" in options:
-        probe["retry"] = options["retry"]
-        if not isinstance(options["retry"], RetryPolicy):
-            raise GuardrailsConfigError(f"{fun.__name__}: retry = {options['retry']!r}: a RetryPolicy(...) is allowed")
-    run = fun if not options.get("bind") else _without_first(fun)
-    cls = type(fun.__name__, (GuardMixin,), {**probe, "name": options.get("name") or fun.__name__, "run": staticmethod(run)})
-    TaskOptions.from_task(cls)
-
-
-def _without_first(fun: Callable[..., Any]) -> Callable[..., Any]:
-    def bound(*args: Any, **kwargs: Any) -> Any:
-        return fun(None, *args, **kwargs)
-
-    import inspect
-
-    signature = inspect.signature(fun)
-    bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
-    return bound

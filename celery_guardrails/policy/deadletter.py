@@ -87,11 +87,7 @@ class DeathCertificate:
         known: dict[str, Any] = {}
         for name, default in _DEFAULTS.items():
             value = header.get(name, default)
-            if isinstance(default, int) and not isinstance(value, int):
-                value = default
-            elif isinstance(default, str) and not isinstance(value, str):
-                value = str(value)
-            known[name] = value
+            known[name] = _read(name, value, default)
         return cls(reason=header["reason"], **known)
 
 
@@ -99,7 +95,19 @@ _DEFAULTS: dict[str, Any] = {
     name: definition.default for name, definition in DeathCertificate.__dataclass_fields__.items() if name != "reason"
 }
 
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)$', re.MULTILINE)
+
+def _read(name: str, value: Any, default: Any) -> Any:
+    if value is None:
+        return default
+    if isinstance(default, int):
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+    if name in ("first_seen", "last_seen"):
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**62 else None
+    return value if isinstance(value, str) else str(value)
+
+
+# in an exception group's traceback a frame stands behind bars
+_FRAME = re.compile(r'^[\s|+]*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)$', re.MULTILINE)
 
 
 def error_fingerprint(error: str, traceback: str) -> str:

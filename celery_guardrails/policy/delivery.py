@@ -47,7 +47,7 @@ class Travel:
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
         """Read the header; what is missing or of a wrong type counts as unset (another program may have written it)."""
-        raw = (headers or {}).get(TRAVEL_HEADER)
+        raw = headers.get(TRAVEL_HEADER) if isinstance(headers, Mapping) else None
         if not isinstance(raw, Mapping):
             return cls()
         origin = raw.get("origin")
@@ -92,7 +92,10 @@ def _count(value: Any) -> int:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    # a year 2**62 comes from no clock; NaN compares with nothing
+    return float(value) if abs(value) < 2**62 else None
 
 
 @dataclass(frozen=True)

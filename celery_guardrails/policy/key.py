@@ -62,21 +62,22 @@ def make_key(template: KeyTemplate, arguments: Mapping[str, Any], args: Sequence
     """Return the idempotency key, or None where there is no template.
 
     Raises:
-        GuardrailsConfigError: where the template names what is not there, or the result is not a text.
+        GuardrailsConfigError: where the template names what is not there, or the result is no text, or an empty one.
     """
     if template is None:
         return None
     if callable(template):
         key = template(*args, **kwargs)
-        if not isinstance(key, str) or not key:
-            raise GuardrailsConfigError(f"key = {template!r} returned {key!r}: a text that is not empty is allowed")
     else:
         try:
             key = _FORMATTER.vformat(template, (), arguments)
-        except (KeyError, AttributeError, IndexError, ValueError) as exc:
+        except (KeyError, AttributeError, IndexError, TypeError, ValueError) as exc:
             raise GuardrailsConfigError(f"key = {template!r} cannot be filled from the arguments {sorted(arguments)}: {exc!r}") from exc
+    if not isinstance(key, str) or not key:
+        raise GuardrailsConfigError(f"key = {template!r} gave {key!r}: a text that is not empty is allowed")
     if len(key) > KEY_LIMIT:
-        key = f"{key[: KEY_LIMIT - 33]}#{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        key = f"{key[: KEY_LIMIT - 33]}#{digest}"
     return key
 
 
@@ -110,9 +111,9 @@ def canonical(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
+        return int(value) if value.is_integer() and abs(value) < 2**53 else float.__repr__(value)
     if isinstance(value, Mapping):
-        return {str(canonical(key)): canonical(item) for key, item in value.items()}
+        return {_canonical_name(key): canonical(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [canonical(item) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -120,6 +121,13 @@ def canonical(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).hex()
     return _canonical_object(value)
+
+
+def _canonical_name(key: Any) -> str:
+    """Return a mapping's key as JSON writes it, where it has no other names than texts."""
+    if key is None or isinstance(key, bool):
+        return json.dumps(key)
+    return float.__repr__(key) if isinstance(key, float) else str(canonical(key))
 
 
 def _canonical_object(value: Any) -> Any:

@@ -19,6 +19,10 @@ __all__ = ["JITTERS", "RetryPolicy"]
 JITTERS = ("full", "equal", "decorrelated", "none")
 
 
+def _seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """When a retryable failure is tried again, and when it is given up.
@@ -46,13 +50,13 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int) or self.max_attempts < 1:
             raise GuardrailsConfigError(f"RetryPolicy(max_attempts={self.max_attempts!r}): a whole number of at least 1 is allowed")
-        if not self.base > 0:
+        if not _seconds(self.base):
             raise GuardrailsConfigError(f"RetryPolicy(base={self.base!r}): a number of seconds above 0 is allowed")
-        if not self.cap >= self.base:
+        if not (_seconds(self.cap) and self.cap >= self.base):
             raise GuardrailsConfigError(f"RetryPolicy(cap={self.cap!r}): a number of seconds of at least base={self.base!r} is allowed")
         if self.jitter not in JITTERS:
             raise GuardrailsConfigError(f"RetryPolicy(jitter={self.jitter!r}): one of {', '.join(map(repr, JITTERS))} is allowed")
-        if self.deadline is not None and not self.deadline > 0:
+        if self.deadline is not None and not _seconds(self.deadline):
             raise GuardrailsConfigError(f"RetryPolicy(deadline={self.deadline!r}): None or a number of seconds above 0 is allowed")
 
     def step(self, attempt: int) -> float:
@@ -68,9 +72,9 @@ class RetryPolicy:
             fraction: a uniform random number in ``[0, 1)``.
             previous: the wait before this attempt in seconds, for ``decorrelated``.
             retry_after: seconds that the dependency asked for: a floor, itself capped; the jitter is put on top of it
-                (within the cap), so that those who were told the same time do not come back together.
+                (at most as much again, within the cap), so that those who were told the same time do not come back together.
         """
-        step = self.step(attempt)
+        step = longest = self.step(attempt)
         if self.jitter == "full":
             wait = step * fraction
         elif self.jitter == "equal":
@@ -78,9 +82,11 @@ class RetryPolicy:
         elif self.jitter == "decorrelated":
             low = self.base
             high = max(low, 3 * (previous if previous is not None else self.base))
+            longest = min(self.cap, high)
             wait = min(self.cap, low + (high - low) * fraction)
         else:
             wait = step
         if retry_after is not None and retry_after > 0:
-            wait = min(self.cap, retry_after + min(wait, retry_after))
+            # scaled, not cut off: a cut would bring back together those whose own waits are longer than what was asked
+            wait = min(self.cap, retry_after + wait * min(1.0, retry_after / longest))
         return wait

@@ -32,6 +32,7 @@ class Drain(bootsteps.Step):
     def __init__(self, w: Any, **kwargs: Any) -> None:
         super().__init__(w, **kwargs)
         self._rails = ensure_guardrails(w.app)
+        _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
         self._worker = w
         self._timer: threading.Timer | None = None
         stopping.reset()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from celery import bootsteps
+from celery.utils.log import get_logger
 from celery.worker.consumer import Connection
 
-from ..errors import GuardrailsConfigError
+from ..errors import GuardrailsConfigError, PublishFailed
 from ..integration.app import ensure_guardrails
 from ..integration.topology import declare_dead_letters
 
 __all__ = ["DeadLetterTopology"]
+
+logger = get_logger(__name__)
 
 
 class DeadLetterTopology(bootsteps.StartStopStep):
@@ -37,4 +40,8 @@ class DeadLetterTopology(bootsteps.StartStopStep):
 
     def start(self, c: Any) -> None:
         """Declare."""
-        declare_dead_letters(self._rails.broker, [queue.name for queue in c.app.amqp.queues.consume_from.values()])
+        try:
+            declare_dead_letters(self._rails.broker, [queue.name for queue in c.app.amqp.queues.consume_from.values()])
+        except PublishFailed as exc:
+            # Not a reason to consume nothing: a dead letter that finds no queue declares it.
+            logger.warning("dead letter queues are not declared yet: %r", exc)

@@ -264,6 +264,21 @@ def test_letters_not_taken_keep_their_order_on_every_kind_of_queue(port, broker,
     assert ids(port, queue) == ["0", "1", "3", "4", "5", "6", "7", "8"]
 
 
+@pytest.mark.brokers("amqp")
+def test_browsing_wears_no_letter_out_where_the_broker_counts_returns(port, broker, queue, monkeypatch):
+    # RabbitMQ 4 drops a message from a quorum queue at its 20th return by default; here a limit of 5 says the same.
+    monkeypatch.setattr("celery_guardrails.integration.brokers.amqp._WORN", 2)
+    monkeypatch.setattr("celery_guardrails.integration.brokers.amqp.major_version", lambda channel: 4)
+    with broker.connection() as connection:
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 5}
+        connection.default_channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+    for number in range(3):
+        port.send(numbered(number), queue)
+    for _ in range(12):
+        assert sorted(ids(port, queue)) == ["0", "1", "2"]
+        eventually(lambda: port.depth(queue) == 3)
+
+
 def test_taking_removes_the_letter_and_no_other(port, queue):
     for number in range(120):
         port.send(numbered(number), queue)
@@ -450,14 +465,16 @@ def test_addresses_start_at_the_highest_bit_and_keep_to_the_limit_of_a_routing_k
 
 
 @pytest.mark.brokers("redis")
-def test_the_pump_says_how_many_it_moved_and_when_to_come_again(port, queue):
+def test_the_pump_says_how_many_it_moved_and_when_to_come_again(port, broker, queue):
     assert port.pump() == (0, -1)
     for number in range(5):
         port.delay(numbered(number), queue, 0.05)
     port.delay(numbered(9), queue, 60)
     assert port.delayed() == port.delayed(queue) == 6
-    eventually(lambda: port.pump(0)[1] == 0)
-    assert port.pump(3)[0] == 3
+    client = broker.server.client(int(broker.vhost))
+    last_due = client.zrange("shop:delayed", 4, 4, withscores=True)[0][1]
+    eventually(lambda: client.time()[0] * 1000 + client.time()[1] // 1000 > last_due)
+    assert port.pump(3) == (3, 0)
     moved, wait = port.pump()
     assert moved == 2
     assert 55_000 < wait <= 60_000

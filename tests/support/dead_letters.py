@@ -43,12 +43,12 @@ def task_message(name: str = "shop.charge", *args: Any, task_id: str | None = No
     )
 
 
-def certificate_for(message: RawMessage, reason: str = "exhausted", **fields: Any) -> DeathCertificate:
+def certificate_for(original: RawMessage, reason: str = "exhausted", **fields: Any) -> DeathCertificate:
     """Return a certificate as the guard writes it."""
     chosen = {
-        "task": message.headers.get("task", ""),
-        "task_id": message.headers.get("id", ""),
-        "key": Travel.from_headers(message.headers).key,
+        "task": original.headers.get("task", ""),
+        "task_id": original.headers.get("id", ""),
+        "key": Travel.from_headers(original.headers).key,
         "error": "builtins.ConnectionError",
         "message": "gateway away",
         "traceback": TRACEBACK,
@@ -73,17 +73,15 @@ class Kit:
         self.points: list[str] = []
         self.broker = MemoryBroker(queues or ("celery",), clock=self.clock, on_operation=self.operation)
         self.store = MemoryStore(now=self.clock.now)
-        self.service = DeadLetters(
-            self.broker, self.store, settings=Settings(), clock=self.clock, decoder=KombuDecoder(accept)
-        )
+        self.service = DeadLetters(self.broker, self.store, settings=Settings(), clock=self.clock, decoder=KombuDecoder(accept))
 
     def operation(self, point: str) -> None:
         """See what the service does with the broker; tests replace it to break things."""
         self.points.append(point)
 
-    def bury(self, message: RawMessage | None = None, reason: str = "exhausted", queue: str = "celery", **fields: Any) -> RawMessage:
+    def bury(self, original: RawMessage | None = None, reason: str = "exhausted", queue: str = "celery", **fields: Any) -> RawMessage:
         """Put a dead letter into the dead letter queue and return the message."""
-        message = message or task_message()
+        message = original or task_message()
         self.broker.dead_letter(message, queue, certificate_for(message, reason, **{"queue": queue, **fields}))
         return message
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery, Task
+
+from celery_guardrails.policy.delivery import RawMessage
 
 from .brokers import BrokerUnderTest
 from .ledger import Ledger
@@ -94,6 +97,11 @@ class Deployment:
     def dead(self) -> int:
         """Messages in the dead letter queue."""
         return self.broker.depth(self.dead_queue)
+
+    def letters(self) -> list[RawMessage]:
+        """Messages in the dead letter queue, byte for byte; they stay there."""
+        with contextlib.closing(self.guardrails.broker.browse(self.dead_queue)) as found:
+            return [letter.message for letter in found]
 
     @property
     def guardrails(self) -> Any:

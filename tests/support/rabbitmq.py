@@ -184,6 +184,10 @@ class RabbitNode:
         """Close every client connection from the broker's side."""
         self.ctl("close_all_connections", why)
 
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> None:
         """SIGTERM: an orderly end; quiet when it is down already."""
         if self._process is not None:

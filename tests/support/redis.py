@@ -112,6 +112,10 @@ class RedisServer:
 
         return redis.Redis(port=self.port, db=database)
 
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL: a crash."""
         assert self._process is not None

@@ -355,7 +355,18 @@ def test_a_group_as_a_cause_decides_and_a_vast_one_ends() -> None:
 
 # -- it never raises ------------------------------------------------------------------------------------------------
 
-BASES = [Exception, BaseException, OSError, ValueError, KeyError, ConnectionError, RuntimeError, UnicodeError, RetryableError, PermanentError]
+BASES = [
+    Exception,
+    BaseException,
+    OSError,
+    ValueError,
+    KeyError,
+    ConnectionError,
+    RuntimeError,
+    UnicodeError,
+    RetryableError,
+    PermanentError,
+]
 NAMES = st.sampled_from(
     ["redis.exceptions", "psycopg", "sqlalchemy.exc", "django.db.utils", "grpc", "botocore.exceptions", "stripe._error", "pymysql.err"]
 )
@@ -365,7 +376,14 @@ ATTRIBUTES = st.sampled_from(
     "grpc_status_code trailing_metadata connection_invalidated retryable sqlite_errorname __cause__".split()
 )
 junk: st.SearchStrategy[Any] = st.one_of(
-    st.none(), st.integers(), st.floats(), st.text(), st.binary(), st.just(object()), st.lists(st.integers()), st.dictionaries(st.text(), st.none())
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.just(object()),
+    st.lists(st.integers()),
+    st.dictionaries(st.text(), st.none()),
 )
 
 

@@ -77,7 +77,8 @@ def test_retry_after_in_seconds(value: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", " Sun, 06 Nov 1994 08:49:37 GMT "]
+    "text",
+    ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", " Sun, 06 Nov 1994 08:49:37 GMT "],
 )
 def test_an_http_date_is_read_in_its_three_forms(text: str) -> None:
     assert http_date(text) == 784111777.0

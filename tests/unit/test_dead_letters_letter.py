@@ -66,7 +66,14 @@ def test_a_letter_of_the_broker_tells_where_and_why_and_when(time: object):
         key="charge:7",
         **{
             "x-death": [
-                {"queue": "celery_delayed_3", "reason": "expired", "time": 1893499100, "exchange": "x", "routing-keys": ["0.1.celery"], "count": 1},
+                {
+                    "queue": "celery_delayed_3",
+                    "reason": "expired",
+                    "time": 1893499100,
+                    "exchange": "x",
+                    "routing-keys": ["0.1.celery"],
+                    "count": 1,
+                },
                 {"queue": "celery", "reason": "delivery_limit", "time": time, "exchange": "orders", "routing-keys": ["new"], "count": 1},
             ]
         },
@@ -108,7 +115,11 @@ def test_undecodable_and_invalid_letters_are_hopeless():
     assert letter_of(dead(task_message(), reason="invalid")).hopeless
 
 
-_json = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    max_leaves=8,
+)
 _headers = st.dictionaries(
     st.sampled_from(["guardrails", "x-guardrails", "x-death", "id", "task", "retries", "compression", "foreign"]),
     _json | st.dictionaries(st.sampled_from(["reason", *DeathCertificate.__dataclass_fields__]), _json) | st.binary() | st.datetimes(),
@@ -186,7 +197,12 @@ def test_a_broken_body_is_told_and_breaks_nothing(body):
 
 def test_values_with_a_telling_name_are_hidden_at_any_depth():
     value = {"user": "ann", "password": "x", "card": [{"card_number": "4111", "Api-Key": 1}], 5: {"access_token": "t"}}
-    assert hide_secrets(value) == {"user": "ann", "password": HIDDEN, "card": [{"card_number": HIDDEN, "Api-Key": 1}], 5: {"access_token": HIDDEN}}
+    assert hide_secrets(value) == {
+        "user": "ann",
+        "password": HIDDEN,
+        "card": [{"card_number": HIDDEN, "Api-Key": 1}],
+        5: {"access_token": HIDDEN},
+    }
 
 
 def test_shown_arguments_are_redacted_and_the_true_ones_are_kept():

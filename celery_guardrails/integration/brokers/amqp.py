@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from amqp import Message, spec
+from amqp import Message
 from amqp import exceptions as amqp_errors
 from kombu.common import Broadcast
 
@@ -18,7 +18,7 @@ from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import RawMessage
 from ...ports import QueuedLetter
 from . import delays
-from .amqp_declare import count_ready, ensure_dead_letters, ensure_queue
+from .amqp_declare import count_ready, ensure_dead_letters, ensure_queue, major_version
 from .amqp_session import Missing, Session
 from .base import ORIGINAL, KombuBroker, body_bytes, dead_headers, live_headers
 
@@ -33,6 +33,9 @@ _PROPERTIES = frozenset(name for name, _ in Message.PROPERTIES) - {"content_type
 _UNSAFE_PROPERTIES = ("expiration", "user_id", "delivery_mode")
 #: Seconds for which a binding that was made is believed in. Its queue may be deleted and declared again meanwhile.
 _BINDING_TRUST = 10.0
+#: Deliveries after which a letter is renewed on RabbitMQ 4: there a quorum queue drops a message at its 20th return unless its
+#: arguments say otherwise, each browse is a return, and the queue may be older than we are or a quorum queue by default.
+_WORN = 10
 #: Traceback and message of a certificate are cut to so many characters until the headers fit a frame.
 _CUTS = (4096, 512, 0)
 
@@ -200,11 +203,15 @@ class AmqpBroker(KombuBroker[Session]):
                     waiting = channel.queue_declare(queue, passive=True).message_count
                 except amqp_errors.NotFound:
                     return
-            for _ in range(waiting):
+            while waiting > 0:
                 with _translated(f"browse queue {queue!r}"):
                     found = channel.basic_get(queue)
-                if found is None:
-                    return
+                    if found is None:
+                        return
+                    if _is_worn(found):
+                        _renew(channel, queue, found)  # it comes again at the end
+                        continue
+                waiting -= 1
                 yield QueuedLetter(_raw(found), _Handle(channel, found.delivery_tag))
         finally:
             _give_back(channel, connection)
@@ -279,10 +286,23 @@ def _raw(found: Any) -> RawMessage:
     )
 
 
+def _is_worn(found: Any) -> bool:
+    """Whether a few more browses would make RabbitMQ 4 drop the message; see :data:`_WORN`."""
+    count = (found.properties.get("application_headers") or {}).get("x-delivery-count")
+    return isinstance(count, int) and count >= _WORN and major_version(found.channel) >= 4
+
+
+def _renew(channel: Any, queue: str, found: Any) -> None:
+    """Replace a message by a copy that was never delivered: first the copy, confirmed, then the ack."""
+    message = _raw(found)
+    headers = {name: value for name, value in message.headers.items() if name != "x-delivery-count"}
+    channel.basic_publish(_wire(message, headers, _set_aside(message.properties, headers)), exchange="", routing_key=queue)
+    channel.basic_ack(found.delivery_tag)
+
+
 def _give_back(channel: Any, connection: Any) -> None:
-    """Return what was not taken, with a nack: where a queue limits deliveries, newer RabbitMQs count a lost channel as one."""
+    """Return what was not taken, by closing the channel: a nack would put it to the end of a quorum queue (seen on 3.10)."""
     with contextlib.suppress(Exception):
-        channel.send_method(spec.Basic.Nack, "Lbb", (0, True, True))
         channel.close()
     with contextlib.suppress(Exception):
         connection.release()

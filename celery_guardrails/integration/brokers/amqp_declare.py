@@ -12,7 +12,7 @@ from typing import Any
 
 from amqp import exceptions as amqp_errors
 
-__all__ = ["Scratch", "count_ready", "ensure_dead_letters", "ensure_queue"]
+__all__ = ["Scratch", "count_ready", "ensure_dead_letters", "ensure_queue", "major_version"]
 
 #: Lends a channel that may die.
 Scratch = Callable[[], AbstractContextManager[Any]]
@@ -38,8 +38,8 @@ def ensure_queue(scratch: Scratch, name: str, *, quorum: bool) -> None:
             arguments: dict[str, Any] = {}
             if quorum:
                 arguments["x-queue-type"] = "quorum"
-                if _major_version(channel) >= 4:
-                    # RabbitMQ 4 takes a message out of a quorum queue at its 20th return, and each browse returns it.
+                if major_version(channel) >= 4:
+                    # RabbitMQ 4 takes a message out of a quorum queue at its 20th return unless told not to; a browse is one.
                     arguments["x-delivery-limit"] = -1
             channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
     except amqp_errors.PreconditionFailed:
@@ -60,6 +60,7 @@ def ensure_dead_letters(scratch: Scratch, *, exchange: str, queue: str, dead: st
         channel.queue_bind(dead, exchange, queue)
 
 
-def _major_version(channel: Any) -> int:
+def major_version(channel: Any) -> int:
+    """Return RabbitMQ's major version, or 0 where it does not say."""
     version = str(channel.connection.server_properties.get("version", ""))
     return int(major) if (major := version.partition(".")[0]).isdigit() else 0

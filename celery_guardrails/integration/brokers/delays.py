@@ -65,8 +65,8 @@ def address(kind: str, count: int, queue: str) -> tuple[str, str]:
 def declare_levels(channel: Any, kind: str) -> None:
     """Declare everything a delay of this kind passes, but for the queue :data:`UNROUTED`, which is to exist.
 
-    All but the last request go without waiting for the answer: some 120 round trips would be slow. What RabbitMQ refuses
-    closes the channel and surfaces at the last one, so hand in a scratch channel.
+    Only the queues are waited for, each by itself: a new quorum queue takes its time, the other 70 requests need none. What
+    RabbitMQ refuses closes the channel and surfaces at the next answer, so hand in a scratch channel.
     """
     channel.exchange_declare(UNROUTED, "fanout", durable=True, auto_delete=False, nowait=True)
     channel.queue_bind(UNROUTED, UNROUTED, "", nowait=True)
@@ -75,7 +75,7 @@ def declare_levels(channel: Any, kind: str) -> None:
     for level, name in _upwards(kind):
         skipped = "*." * (LEVELS - 1 - level)
         channel.exchange_declare(name, "topic", durable=True, auto_delete=False, nowait=True)
-        channel.queue_declare(name, durable=True, auto_delete=False, nowait=True, arguments=_queue_arguments(kind, level, below))
+        channel.queue_declare(name, durable=True, auto_delete=False, arguments=_queue_arguments(kind, level, below))
         channel.exchange_bind(below, name, f"{skipped}0.#", nowait=True)
         channel.queue_bind(name, name, f"{skipped}1.#", nowait=True)
         below = name

@@ -55,6 +55,8 @@ def metadata_wait(call: Any) -> float | None:
 def _retry_info(data: bytes) -> float | None:
     """Read ``RetryInfo { Duration retry_delay = 1; }`` with ``Duration { int64 seconds = 1; int32 nanos = 2; }``."""
     duration = b"".join(_messages(data, 1))
+    if not duration:
+        return None
     numbers = {number: value for number, value in _fields(duration) if isinstance(value, int)}
     whole = numbers.get(1, 0)
     return None if whole >= 1 << 63 else seconds(whole + numbers.get(2, 0) / 1e9)

@@ -1,0 +1,164 @@
+"""One guarded run of a task's body: carries the guard's verdicts over into Celery's language."""
+
+from __future__ import annotations
+
+import traceback
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from ..errors import PublishFailed, RejectedTask, RetryableError
+from ..execution import Execution, executing
+from ..guard import ErrorReport
+from ..policy.classification import PERMANENT, RETRYABLE, Classification
+from ..policy.delivery import Delivery
+from ..policy.lease import Claim
+from ..policy.refusal import refusal
+from ..policy.verdict import (
+    Cancelled,
+    Complete,
+    DeadLetterNow,
+    Fail,
+    HandBack,
+    Outcome,
+    PassThrough,
+    Raised,
+    Rejected,
+    Replay,
+    Resubmitted,
+    RetryIn,
+    Returned,
+    Run,
+    Skip,
+    Verdict,
+)
+from . import stopping
+from .options import TaskOptions
+
+if TYPE_CHECKING:
+    from .app import Guardrails
+
+__all__ = ["GuardedRun", "Running", "error_report", "running_now"]
+
+
+class _OutOfMemory(RetryableError):
+    """A ``MemoryError`` of the body: reported as itself it would end the worker's main process."""
+
+
+class Running:
+    """What the methods of a task that runs right now need to know of the run."""
+
+    __slots__ = ("attempt", "delivery", "gave_up", "resubmitted")
+
+    def __init__(self, delivery: Delivery, attempt: int) -> None:
+        self.delivery = delivery
+        self.attempt = attempt
+        self.gave_up = False
+        self.resubmitted = False
+
+
+running_now: ContextVar[Running | None] = ContextVar("celery_guardrails_running", default=None)
+
+
+class GuardedRun:
+    """One guarded run of one task: carries the guard's verdicts over into Celery's language."""
+
+    def __init__(self, task: Any, delivery: Delivery) -> None:
+        self.task = task
+        self.delivery = delivery
+        self.rails: Guardrails = task.guardrails
+        self.guard = self.rails.guard
+        self.options: TaskOptions = task.guard_options
+        self.limits = self.options.limits(self.rails.settings)
+
+    def run(self, args: Any, kwargs: Any) -> Any:
+        """Return the body's value, or the stored one; raise what Celery shall see otherwise."""
+        try:
+            verdict, claim = self.guard.admit(self.delivery, self.limits)
+        except PublishFailed as exc:
+            raise Reject(exc, requeue=True) from exc
+        if not isinstance(verdict, Run):
+            return self._refused(verdict)
+        execution = Execution(
+            key=self.delivery.key,
+            fence=claim.fence,
+            attempt=verdict.attempt,
+            deliveries=self.delivery.travel.deliveries + 1,
+            deadline=verdict.deadline,
+            crashes=claim.crashes,
+            _now=self.rails.clock.now,
+            _stopping=stopping.is_stopping,
+        )
+        present = Running(self.delivery, verdict.attempt)
+        token = running_now.set(present)
+        try:
+            with executing(execution):
+                value = self.task._body(args, kwargs)
+        except Retry:
+            self._settle(claim, Resubmitted())
+            raise
+        except Ignore:
+            self._settle(claim, Cancelled())
+            raise
+        except Reject as exc:
+            if isinstance(self._settle(claim, Rejected(exc.requeue), exc), DeadLetterNow):
+                raise RejectedTask(str(exc.reason)) from exc
+            raise
+        except Exception as exc:  # the boundary: every failure of a body is classified here
+            self._failed(claim, exc, present)
+            raise
+        finally:
+            running_now.reset(token)
+        if not verdict.guarded:
+            return value
+        settled = self._settle(claim, Resubmitted() if present.resubmitted else Returned(value))
+        if isinstance(settled, (Complete, PassThrough)):
+            return value
+        raise Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
+
+    def _failed(self, claim: Claim, exc: Exception, run: Running) -> None:
+        """Settle a failure; raises what Celery shall see, or returns where it is the exception itself."""
+        if run.gave_up:
+            raised = Raised(Classification(PERMANENT, rule="self.retry"), reason="exhausted")
+        elif isinstance(exc, MemoryError):
+            raised = Raised(Classification(RETRYABLE, rule="builtins.MemoryError"))
+        else:
+            raised = Raised(self.rails.classify(exc, retryable=self.options.retryable, permanent=self.options.permanent))
+        verdict = self._settle(claim, raised, exc)
+        if isinstance(verdict, RetryIn):
+            raise Retry(exc=exc, when=verdict.delay) from exc
+        if isinstance(exc, MemoryError):
+            raise _OutOfMemory(repr(exc)) from exc
+
+    def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
+        retention = self.options.retention or self.rails.settings.result_retention
+        report = error_report(exc, outcome) if exc is not None else None
+        try:
+            verdict: Verdict = self.guard.settle(self.delivery, claim, outcome, self.limits, error=report, retention=retention)
+        except PublishFailed as failed:
+            self.guard.surrender(self.delivery)
+            raise Reject(failed, requeue=True) from failed
+        return verdict
+
+    def _refused(self, verdict: Verdict) -> Any:
+        if isinstance(verdict, Replay):
+            return self.guard.codec.decode(verdict.result)
+        if isinstance(verdict, HandBack):
+            raise Ignore(f"{self.delivery.key!r}: {verdict.why}, looked at again in {verdict.delay:.1f} s")
+        if isinstance(verdict, Skip):
+            raise Ignore(f"{self.delivery.key!r} has completed already")
+        raise refusal(verdict.reason if isinstance(verdict, (DeadLetterNow, Fail)) else "poison", self.delivery)
+
+
+def error_report(exc: BaseException, outcome: Outcome | None = None) -> ErrorReport:
+    """Return an exception as text."""
+    cls = type(exc)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    try:
+        message = str(exc)
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        message = f"<unprintable: {broken!r}>"
+    text = "".join(traceback.format_exception(cls, exc, exc.__traceback__))
+    rule = outcome.classification.rule if isinstance(outcome, Raised) else ""
+    return ErrorReport(name, message, text, rule)

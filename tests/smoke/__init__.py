@@ -1,0 +1,1 @@
+"""pytest-celery's fixtures with a guarded app: in containers where there is Docker, in local processes where there is not."""

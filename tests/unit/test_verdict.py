@@ -1,0 +1,292 @@
+"""What happens to a task, as a table: claim, outcome, classification, options, limits → verdict.
+
+Read it as the specification of :func:`celery_guardrails.policy.verdict.decide`. ``half`` is the uniform random number that
+is handed in, 0.5; time stands at ``NOW``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_guardrails.policy.classification import Classification
+from celery_guardrails.policy.delivery import Delivery, Travel
+from celery_guardrails.policy.lease import Claim, ClaimState, StoredResult
+from celery_guardrails.policy.retry import RetryPolicy
+from celery_guardrails.policy.verdict import (
+    BUSY_STEP,
+    STORE_BACKOFF,
+    Cancelled,
+    Complete,
+    DeadLetterNow,
+    Fail,
+    HandBack,
+    LeaseGone,
+    Limits,
+    Lost,
+    NotStarted,
+    PassThrough,
+    Raised,
+    Rejected,
+    Replay,
+    Resubmitted,
+    Returned,
+    RetryIn,
+    Run,
+    Skip,
+    Stopped,
+    attempt_number,
+    deadline_of,
+    decide,
+)
+
+NOW = 1_000_000.0
+MINE = StoredResult("application/json", "utf-8", b"1", task_id="task")
+OTHERS = replace(MINE, task_id="another task")
+
+RETRYABLE = Raised(Classification("retryable"))
+THROTTLED = Raised(Classification("throttled", retry_after=100.0))
+PERMANENT = Raised(Classification("permanent"))
+POISON = Raised(Classification("poison"))
+EXHAUSTED = Raised(Classification("permanent"), reason="exhausted")
+
+
+def given_delivery(**travel: Any) -> Delivery:
+    return Delivery("task", "shop.charge", "key", "fp", "holder", travel=Travel(first=NOW - 100, **travel))
+
+
+def claimed(**fields: Any) -> Claim:
+    return Claim(ClaimState.CLAIMED, fence=1, **fields)
+
+
+def limits(*, max_attempts: int = 4, deadline: float | None = None, jitter: str = "full", **fields: Any) -> Limits:
+    return Limits(retry=RetryPolicy(max_attempts=max_attempts, base=8.0, cap=600.0, jitter=jitter, deadline=deadline), **fields)
+
+
+def verdict(claim: Claim, outcome: Any, allowed: Limits | None = None, delivery: Delivery | None = None, fraction: float = 0.5) -> Any:
+    return decide(delivery or given_delivery(), claim, outcome, allowed or limits(), now=NOW, fraction=fraction)
+
+
+# -- may it run? ----------------------------------------------------------------------------------------------------
+
+CLAIMED, BUSY, AWAY, CONFLICT = claimed(), Claim(ClaimState.BUSY, wait=40.0), Claim(ClaimState.UNAVAILABLE), Claim(ClaimState.CONFLICT)
+DONE_BY_ME, DONE_BY_OTHER, DONE_BLANK = (Claim(ClaimState.COMPLETED, result=result) for result in (MINE, OTHERS, None))
+FIRST, THIRD = given_delivery(), given_delivery(attempts=2)
+
+ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
+    # claim             message  options and limits                 verdict
+    # -- the lease is ours
+    (CLAIMED, FIRST, {}, Run(1, None)),
+    (CLAIMED, THIRD, {}, Run(3, None)),
+    (claimed(attempts=2), FIRST, {}, Run(3, None)),
+    (claimed(attempts=1), THIRD, {}, Run(3, None)),
+    (CLAIMED, FIRST, {"deadline": 200.0}, Run(1, NOW + 100)),
+    (CLAIMED, FIRST, {"deadline": 100.0}, DeadLetterNow("deadline", attempts=0)),
+    (CLAIMED, THIRD, {"deadline": 50.0}, DeadLetterNow("deadline", attempts=2)),
+    (CLAIMED, FIRST, {"deadline": 50.0, "dead_letter": False}, Fail("deadline")),
+    (claimed(crashes=2, takeover=True), FIRST, {}, Run(1, None)),
+    (claimed(crashes=3, takeover=True), FIRST, {}, DeadLetterNow("poison", attempts=0, crashes=3)),
+    (claimed(crashes=3), THIRD, {}, DeadLetterNow("poison", attempts=2, crashes=3)),
+    (claimed(crashes=3), FIRST, {"dead_letter": False}, Fail("poison")),
+    (claimed(crashes=1), FIRST, {"max_crashes": 1}, DeadLetterNow("poison", attempts=0, crashes=1)),
+    (claimed(crashes=3), FIRST, {"deadline": 50.0}, DeadLetterNow("poison", attempts=0, crashes=3)),
+    # -- another execution has it: at most until its lease ends, nothing charged
+    (BUSY, FIRST, {}, HandBack(0.5 + 0.125, "held")),
+    (BUSY, given_delivery(deferrals=3), {}, HandBack(4.0 + 0.125, "held")),
+    (BUSY, given_delivery(deferrals=10), {}, HandBack(40.0 + 0.125, "held")),
+    (replace(BUSY, wait=500.0), given_delivery(deferrals=1000), {}, HandBack(60.0 + 0.125, "held")),
+    (BUSY, FIRST, {"deadline": 50.0}, HandBack(0.5 + 0.125, "held")),
+    (BUSY, FIRST, {"on_duplicate": "raise"}, HandBack(0.5 + 0.125, "held")),
+    # -- the store is away
+    (AWAY, FIRST, {}, HandBack(0.75, "store away")),
+    (AWAY, given_delivery(deferrals=2), {}, HandBack(3.0, "store away")),
+    (AWAY, given_delivery(deferrals=1000), {}, HandBack(22.5, "store away")),
+    (AWAY, FIRST, {"dead_letter": False}, HandBack(0.75, "store away")),
+    (AWAY, THIRD, {"store_failure": "open"}, Run(3, None, guarded=False)),
+    # -- the key is used for other arguments
+    (CONFLICT, FIRST, {}, DeadLetterNow("conflict", attempts=0)),
+    (CONFLICT, THIRD, {}, DeadLetterNow("conflict", attempts=2)),
+    (CONFLICT, FIRST, {"dead_letter": False}, Fail("conflict")),
+    # -- the key has completed
+    (DONE_BY_OTHER, FIRST, {"on_duplicate": "return"}, Replay(OTHERS)),
+    (DONE_BY_OTHER, FIRST, {"on_duplicate": "ignore"}, Skip("duplicate")),
+    (DONE_BY_OTHER, FIRST, {"on_duplicate": "raise"}, Fail("duplicate")),
+    (DONE_BY_OTHER, FIRST, {"on_duplicate": "raise", "dead_letter": False}, Fail("duplicate")),
+    (DONE_BLANK, FIRST, {"on_duplicate": "return"}, Replay(None)),
+    (DONE_BLANK, FIRST, {"on_duplicate": "ignore"}, Skip("duplicate")),
+    (DONE_BY_OTHER, FIRST, {"deadline": 50.0}, Replay(OTHERS)),
+    #    a redelivery of the very message that completed it is no duplicate
+    (DONE_BY_ME, FIRST, {"on_duplicate": "return"}, Replay(MINE)),
+    (DONE_BY_ME, FIRST, {"on_duplicate": "ignore"}, Replay(MINE)),
+    (DONE_BY_ME, FIRST, {"on_duplicate": "raise"}, Replay(MINE)),
+]
+
+
+@pytest.mark.parametrize(("claim", "delivery", "options", "expected"), ADMISSION)
+def test_whether_a_message_may_run(claim: Claim, delivery: Delivery, options: dict[str, Any], expected: Any) -> None:
+    assert verdict(claim, NotStarted(), limits(**options), delivery) == expected
+
+
+# -- what became of it? ---------------------------------------------------------------------------------------------
+
+LAST = given_delivery(attempts=3)
+
+OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
+    # outcome           claim    message  options and limits        verdict
+    (Returned(1), CLAIMED, FIRST, {}, Complete()),
+    (Returned(None), CLAIMED, LAST, {"deadline": 50.0, "dead_letter": False}, Complete()),
+    # -- retryable: half of the step of 8, 16, 32 s
+    (RETRYABLE, CLAIMED, FIRST, {}, RetryIn(4.0, attempts=1)),
+    (RETRYABLE, CLAIMED, given_delivery(attempts=1), {}, RetryIn(8.0, attempts=2)),
+    (RETRYABLE, CLAIMED, THIRD, {}, RetryIn(16.0, attempts=3)),
+    (RETRYABLE, CLAIMED, FIRST, {"jitter": "none"}, RetryIn(8.0, attempts=1)),
+    (RETRYABLE, CLAIMED, FIRST, {"jitter": "equal"}, RetryIn(6.0, attempts=1)),
+    (RETRYABLE, CLAIMED, given_delivery(waited=10.0), {"jitter": "decorrelated"}, RetryIn(19.0, attempts=1)),
+    (RETRYABLE, claimed(attempts=2), FIRST, {}, RetryIn(16.0, attempts=3)),
+    (RETRYABLE, CLAIMED, FIRST, {"dead_letter": False}, RetryIn(4.0, attempts=1)),
+    (RETRYABLE, claimed(crashes=2), FIRST, {}, RetryIn(4.0, attempts=1)),
+    # -- throttled: what was asked for, and the jitter on top
+    (THROTTLED, CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1)),
+    (Raised(Classification("throttled", 9999.0)), CLAIMED, FIRST, {}, RetryIn(600.0, attempts=1)),
+    (Raised(Classification("retryable", 100.0)), CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1)),
+    # -- the attempts are used up
+    (RETRYABLE, CLAIMED, LAST, {}, DeadLetterNow("exhausted", attempts=4)),
+    (THROTTLED, CLAIMED, LAST, {}, DeadLetterNow("exhausted", attempts=4)),
+    (RETRYABLE, claimed(attempts=3), FIRST, {}, DeadLetterNow("exhausted", attempts=4)),
+    (RETRYABLE, claimed(attempts=3, crashes=2), FIRST, {}, DeadLetterNow("exhausted", attempts=4, crashes=2)),
+    (RETRYABLE, CLAIMED, FIRST, {"max_attempts": 1}, DeadLetterNow("exhausted", attempts=1)),
+    (RETRYABLE, CLAIMED, given_delivery(attempts=9), {}, DeadLetterNow("exhausted", attempts=10)),
+    (RETRYABLE, CLAIMED, LAST, {"dead_letter": False}, Fail("exhausted")),
+    # -- the deadline would pass before the next attempt: 100 s are gone, 4 s would be waited
+    (RETRYABLE, CLAIMED, FIRST, {"deadline": 104.1}, RetryIn(4.0, attempts=1)),
+    (RETRYABLE, CLAIMED, FIRST, {"deadline": 104.0}, DeadLetterNow("deadline", attempts=1)),
+    (RETRYABLE, CLAIMED, FIRST, {"deadline": 50.0}, DeadLetterNow("deadline", attempts=1)),
+    (THROTTLED, CLAIMED, FIRST, {"deadline": 150.0}, DeadLetterNow("deadline", attempts=1)),
+    (RETRYABLE, CLAIMED, FIRST, {"deadline": 50.0, "dead_letter": False}, Fail("deadline")),
+    (RETRYABLE, CLAIMED, LAST, {"deadline": 50.0}, DeadLetterNow("exhausted", attempts=4)),
+    # -- no retry can help
+    (PERMANENT, CLAIMED, FIRST, {}, DeadLetterNow("permanent", attempts=1)),
+    (PERMANENT, CLAIMED, LAST, {}, DeadLetterNow("permanent", attempts=4)),
+    (PERMANENT, claimed(crashes=1), FIRST, {"deadline": 50.0}, DeadLetterNow("permanent", attempts=1, crashes=1)),
+    (PERMANENT, CLAIMED, FIRST, {"dead_letter": False}, Fail("permanent")),
+    (POISON, CLAIMED, FIRST, {}, DeadLetterNow("poison", attempts=1)),
+    (POISON, CLAIMED, FIRST, {"dead_letter": False}, Fail("poison")),
+    (EXHAUSTED, CLAIMED, FIRST, {}, DeadLetterNow("exhausted", attempts=1)),
+    (EXHAUSTED, CLAIMED, FIRST, {"dead_letter": False}, Fail("exhausted")),
+    # -- the task's own words to Celery
+    (Resubmitted(), CLAIMED, FIRST, {}, PassThrough(charge=1)),
+    (Cancelled(), CLAIMED, FIRST, {}, PassThrough(forget=True)),
+    (Rejected(requeue=True), CLAIMED, FIRST, {}, PassThrough()),
+    (Rejected(), CLAIMED, FIRST, {}, DeadLetterNow("rejected", attempts=1)),
+    (Rejected(), CLAIMED, FIRST, {"dead_letter": False}, Fail("rejected")),
+    # -- not its fault: a deploy, a lease that was taken
+    (Stopped(), CLAIMED, LAST, {"deadline": 50.0, "dead_letter": False}, HandBack(0.0, "stopped")),
+    (LeaseGone(), CLAIMED, FIRST, {}, HandBack(BUSY_STEP, "lease lost")),
+    # -- the process vanished: crashes are counted, attempts are not
+    (Lost(crashes=1), CLAIMED, FIRST, {}, HandBack(0.0, "crashed")),
+    (Lost(crashes=2), CLAIMED, LAST, {"dead_letter": False}, HandBack(0.0, "crashed")),
+    (Lost(crashes=3), CLAIMED, FIRST, {}, DeadLetterNow("poison", attempts=0, crashes=3)),
+    (Lost(crashes=3), CLAIMED, THIRD, {}, DeadLetterNow("poison", attempts=2, crashes=3)),
+    (Lost(crashes=1), CLAIMED, FIRST, {"max_crashes": 1}, DeadLetterNow("poison", attempts=0, crashes=1)),
+    (Lost(crashes=3), CLAIMED, FIRST, {"dead_letter": False}, Fail("poison")),
+]
+
+
+@pytest.mark.parametrize(("outcome", "claim", "delivery", "options", "expected"), OUTCOMES)
+def test_what_becomes_of_an_execution(outcome: Any, claim: Claim, delivery: Delivery, options: dict[str, Any], expected: Any) -> None:
+    assert verdict(claim, outcome, limits(**options), delivery) == expected
+
+
+# -- what holds for every row ---------------------------------------------------------------------------------------
+
+claims = st.builds(
+    Claim,
+    state=st.sampled_from(ClaimState),
+    attempts=st.integers(0, 20),
+    crashes=st.integers(0, 5),
+    wait=st.floats(0, 1000),
+    result=st.sampled_from([None, MINE, OTHERS]),
+)
+deliveries = st.builds(given_delivery, attempts=st.integers(0, 20), deferrals=st.integers(0, 10_000), waited=st.none() | st.floats(0, 1e6))
+raised = st.builds(
+    Raised,
+    st.builds(Classification, st.sampled_from(["retryable", "throttled", "permanent", "poison"]), st.none() | st.floats(0, 1e9)),
+)
+outcomes = st.one_of(
+    raised,
+    st.sampled_from([NotStarted(), Returned(), Resubmitted(), Cancelled(), Rejected(), Rejected(requeue=True), Stopped(), LeaseGone()]),
+    st.builds(Lost, st.integers(1, 10)),
+)
+allowances = st.builds(
+    limits,
+    max_attempts=st.integers(1, 20),
+    deadline=st.none() | st.floats(1, 1000),
+    jitter=st.sampled_from(["full", "equal", "decorrelated", "none"]),
+    max_crashes=st.integers(1, 5),
+    on_duplicate=st.sampled_from(["return", "ignore", "raise"]),
+    dead_letter=st.booleans(),
+    store_failure=st.sampled_from(["defer", "open"]),
+)
+fractions = st.floats(0, 1, exclude_max=True)
+
+
+@given(deliveries, claims, outcomes, allowances, fractions)
+def test_every_row_has_a_verdict_and_its_numbers_are_sound(
+    delivery: Delivery, claim: Claim, outcome: Any, allowed: Limits, fraction: float
+) -> None:
+    found = decide(delivery, claim, outcome, allowed, now=NOW, fraction=fraction)
+    if isinstance(found, RetryIn):
+        assert 0 <= found.delay <= allowed.retry.cap
+        assert found.attempts == attempt_number(delivery, claim) < allowed.retry.max_attempts
+        deadline = deadline_of(delivery, allowed)
+        assert deadline is None or NOW + found.delay < deadline
+    if isinstance(found, HandBack):
+        assert 0 <= found.delay <= max(allowed.busy_cap, STORE_BACKOFF[1]) + 0.25
+    if isinstance(found, DeadLetterNow):
+        assert allowed.dead_letter
+        assert attempt_number(delivery, claim) - 1 <= found.attempts <= attempt_number(delivery, claim)
+    if isinstance(found, Fail):
+        assert not allowed.dead_letter or found.reason == "duplicate"
+
+
+@given(deliveries, claims, allowances, fractions)
+def test_the_body_runs_under_a_claim_only_or_unguarded_where_that_is_set(
+    delivery: Delivery, claim: Claim, allowed: Limits, fraction: float
+) -> None:
+    found = decide(delivery, claim, NotStarted(), allowed, now=NOW, fraction=fraction)
+    if isinstance(found, Run):
+        assert claim.state is (ClaimState.CLAIMED if found.guarded else ClaimState.UNAVAILABLE)
+        assert found.guarded or allowed.store_failure == "open"
+
+
+@given(deliveries, claims, raised, allowances, fractions)
+def test_a_failure_is_always_charged_exactly_one_attempt(
+    delivery: Delivery, claim: Claim, outcome: Raised, allowed: Limits, fraction: float
+) -> None:
+    found = decide(delivery, claim, outcome, allowed, now=NOW, fraction=fraction)
+    if isinstance(found, (RetryIn, DeadLetterNow)):
+        assert found.attempts == attempt_number(delivery, claim)
+    else:
+        assert isinstance(found, Fail)
+
+
+@given(deliveries, claims, allowances, fractions)
+def test_a_deploy_is_never_charged(delivery: Delivery, claim: Claim, allowed: Limits, fraction: float) -> None:
+    assert decide(delivery, claim, Stopped(), allowed, now=NOW, fraction=fraction) == HandBack(0.0, "stopped")
+
+
+@given(fractions, fractions)
+def test_messages_that_wait_for_one_key_or_store_do_not_come_back_together(one: float, other: float) -> None:
+    for claim in (BUSY, AWAY):
+        waits = [verdict(claim, NotStarted(), fraction=fraction).delay for fraction in (one, other)]
+        assert (waits[0] == waits[1]) or (waits[0] < waits[1]) == (one < other)
+
+
+def test_a_message_without_a_first_time_has_no_deadline() -> None:
+    unknown = replace(FIRST, travel=Travel())
+    assert deadline_of(unknown, limits(deadline=1.0)) is None
+    assert verdict(CLAIMED, NotStarted(), limits(deadline=1.0), unknown) == Run(1, None)

@@ -65,8 +65,9 @@ class GuardedRequest(Request):
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """From now on this process renews the lease."""
-        state.live[self.delivery.holder] = self
         super().on_accepted(pid, time_accepted)
+        # after Celery counts it as active: the renewal's thread, coming in between, would take it for one that has ended
+        state.live[self.delivery.holder] = self
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard limit is a failed attempt: the policy decides whether it is tried again."""

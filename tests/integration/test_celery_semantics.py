@@ -174,10 +174,9 @@ def test_a_hard_time_limit_is_a_failed_attempt_that_is_tried_again_and_no_crash(
     assert state_of(app, name) is None
 
 
-def test_a_task_that_once_overran_its_hard_limit_completes_at_the_second_attempt(app, name):
-    result = app.task("effect").apply_async((name, 1.5), time_limit=1)
+def test_a_hard_time_limit_given_with_the_call_is_kept_by_the_next_attempts(app, name):
+    result = app.task("effect").apply_async((name, 8.0), time_limit=1)
     app.ledger.wait("start", name, times=2)
-    # the copy that waits carries the caller's limit, too
     assert attempts(app, name)[:2] == [1, 2]
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=20)
@@ -248,13 +247,14 @@ def test_a_task_that_expires_while_it_waits_for_its_time_does_not_run(app, name)
 def test_delayed_tasks_wait_in_the_broker_and_not_in_the_worker_and_run_on_time(app, name):
     if app.broker.server is None:
         pytest.skip("only our own server says what its consumers hold")
-    due = time.monotonic() + 6.0
-    results = [app.task("effect").apply_async((f"{name}.{number}",), countdown=6.0) for number in range(40)]
+    wait = 5.0 if app.broker.kind == "redis" else 10.0  # asking RabbitMQ takes a second or two
+    due = time.monotonic() + wait
+    results = [app.task("effect").apply_async((f"{name}.{number}",), countdown=wait) for number in range(40)]
     at = datetime.now(timezone.utc) + timedelta(seconds=due - time.monotonic())
     results.append(app.task("effect").apply_async((f"{name}.eta",), eta=at))
     held = "(unacked)" if app.broker.kind == "redis" else app.queue
-    eventually(lambda: app.depth() == 0, 5, because="the worker has seen them all")
-    eventually(lambda: app.broker.sizes().get(held, (0, 0))[1] == 0, 5, because="and holds none of them")
+    eventually(lambda: app.depth() == 0, wait, because="the worker has seen them all")
+    eventually(lambda: app.broker.sizes().get(held, (0, 0))[1] == 0, wait, because="and holds none of them")
     assert time.monotonic() < due, "too slow to see them waiting"
     # the worker is free for others meanwhile
     assert app.send("effect", f"{name}.now").get(timeout=10)

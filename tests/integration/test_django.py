@@ -65,7 +65,7 @@ def project(tmp_path: Path, redis_server: RedisServer) -> Project:
 
 # -- attaching ------------------------------------------------------------------------------------------------------
 
-ATTACHED = "from celery import current_app; print(type(current_app.guardrails).__name__, current_app.main, current_app.guardrails.settings.max_crashes)"
+ATTACHED = "from celery import current_app as app; print(type(app.guardrails).__name__, app.main, app.guardrails.settings.max_crashes)"
 
 
 def test_one_line_in_installed_apps_guards_the_projects_celery_app(project):
@@ -81,6 +81,12 @@ def test_celerys_own_command_line_finds_the_guard(project, where):
     app = "site_of_shop" if where == "in __init__" else "site_of_shop.celery"
     done = project.run("-m", "celery", "-A", app, "guardrails", "dead-letters", "list", "--json", SHOP_CELERY=where)
     assert json.loads(done.stdout) == []
+
+
+def test_a_project_without_a_celery_app_is_told_so_and_works_on(project):
+    bare = {"DJANGO_SETTINGS_MODULE": "bare_settings", "SHOP_CELERY": "elsewhere"}
+    assert "guardrails.W001" in project.manage("check", **bare).stderr
+    assert "no Celery app was found" in project.manage("replay_dead_letters", code=2, **bare).stderr
 
 
 def test_a_guarded_task_under_django_keeps_delay_on_commit(project):

@@ -15,7 +15,7 @@ import docker
 import pytest
 from celery import Celery
 from pytest_celery import CELERY_RABBITMQ_BROKER, CELERY_REDIS_BROKER, CeleryTestSetup, RedisTestBackend
-from pytest_docker_tools import build, fxtr
+from pytest_docker_tools import build
 
 from celery_guardrails import Guardrails
 from tests.support import BrokerUnderTest
@@ -86,7 +86,7 @@ class GuardedSetup(CeleryTestSetup):
 
     @classmethod
     def update_app_config(cls, app: Celery) -> None:
-        Guardrails(app, store=app.conf.result_backend)
+        Guardrails(app, store=app.conf.result_backend, lease_seconds=5)
 
 
 @pytest.fixture
@@ -111,6 +111,3 @@ def smoke_broker(celery_setup: CeleryTestSetup) -> BrokerUnderTest:
     """The broker's queues, seen from the test."""
     url = celery_setup.broker.config()["host_url"]
     return BrokerUnderTest("redis" if url.startswith("redis") else "amqp", url, None)
-
-
-__all__ = ["celery_base_worker_image", "fxtr"]

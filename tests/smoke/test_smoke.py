@@ -57,5 +57,5 @@ def test_a_killed_workers_task_is_done_by_the_next_one(celery_setup, effects):
         result.get(timeout=0.5)
     celery_setup.worker.restart()
     # The killed worker's lease has to run out first.
-    assert result.get(timeout=100) == "a"
+    assert result.get(timeout=40) == "a"
     assert (effects("a", "start"), effects("a")) == (2, 1)

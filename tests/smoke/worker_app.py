@@ -15,4 +15,4 @@ if config:
 from celery_guardrails import Guardrails  # noqa: E402 - after the lines that are replaced
 
 # CELERY_RESULT_BACKEND wins over the configuration, which holds the address as the test sees it.
-Guardrails(app, store=app.conf.result_backend)
+Guardrails(app, store=app.conf.result_backend, lease_seconds=5)

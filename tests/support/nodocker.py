@@ -7,6 +7,7 @@ is run in it, and a volume is a directory. Names are those of docker-py, whose d
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shlex
@@ -88,10 +89,8 @@ class _Command:
 
     def wait(self, timeout: float) -> int:
         assert self._process is not None
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # docker kills what did not stop in time
             self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pass  # docker kills what did not stop in time
         return processes.end(self._process)
 
     def logs(self) -> str:
@@ -101,7 +100,16 @@ class _Command:
 class LocalContainer:
     """docker-py's Container."""
 
-    def __init__(self, program: _Program | None, *, image: str, environment: Mapping[str, str], ports: Mapping[str, int], labels: Any) -> None:
+    def __init__(
+        self,
+        program: _Program | None,
+        *,
+        image: str,
+        environment: Mapping[str, str],
+        ports: Mapping[str, int],
+        labels: Any,
+        shared: bool = False,
+    ) -> None:
         self.id = uuid.uuid4().hex * 2
         self.short_id = self.id[:12]
         self.name = f"local-{image.partition(':')[0]}-{self.id[:6]}"
@@ -112,6 +120,7 @@ class LocalContainer:
         self._environment = environment
         self._ports = ports
         self._program = program
+        self._shared = shared
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -167,8 +176,8 @@ class LocalContainer:
         return {"StatusCode": self._program.wait(timeout) if self._program is not None else 0}
 
     def remove(self, force: bool = False) -> None:
-        """End it."""
-        if self._program is not None and self._program.alive():
+        """End it; a server that the next container gets goes on."""
+        if self._program is not None and not self._shared and self._program.alive():
             self._program.signal(signal.SIGKILL)
         self.status = "removed"
 
@@ -258,6 +267,7 @@ class _Containers:
     def __init__(self, directory: Path, volumes: _Volumes) -> None:
         self._directory = directory
         self._volumes = volumes
+        self._rabbit: RabbitNode | None = None
         self.all: list[LocalContainer] = []
 
     def create(self, image: str, *, volumes: Mapping[str, Any] | None = None, **_: Any) -> LocalContainer:
@@ -287,9 +297,8 @@ class _Containers:
             redis.start()
             program, ports = _Server(redis, directory), {"6379/tcp": redis.port}
         elif image.startswith("rabbitmq:"):
-            rabbit = RabbitNode(directory)
-            rabbit.start()
-            program, ports = _Server(rabbit, directory / "log"), {"5672/tcp": rabbit.port}
+            rabbit = self._fresh_rabbit(directory)
+            program, ports = _Server(rabbit, rabbit.directory / "log"), {"5672/tcp": rabbit.port}
         else:
             mounted = [self._volumes.find(name) for name, mount in (volumes or {}).items() if mount["bind"] == "/app"]
             env = {**_environment(), **env, "PYTHONPATH": str(mounted[0] if mounted else directory)}
@@ -297,10 +306,25 @@ class _Containers:
                 arguments = [sys.executable, "-m", *arguments]
             program = _Command(arguments, mounted[0] if mounted else directory, env)
             program.start()
-        container = LocalContainer(program, image=image, environment=env, ports=ports, labels=labels)
+        container = LocalContainer(program, image=image, environment=env, ports=ports, labels=labels, shared="5672/tcp" in ports)
         container.reload()
         self.all.append(container)
         return container
+
+    def _fresh_rabbit(self, directory: Path) -> RabbitNode:
+        """Return the node of the last container, emptied: a new one takes many times as long."""
+        if self._rabbit is not None and self._rabbit.alive():
+            self._rabbit.reset_vhost()
+        else:
+            self._rabbit = RabbitNode(directory)
+            self._rabbit.start()
+        return self._rabbit
+
+    def close(self) -> None:
+        for container in self.all:
+            container.remove(force=True)
+        if self._rabbit is not None:
+            self._rabbit.stop()
 
 
 def _environment() -> dict[str, str]:
@@ -318,5 +342,4 @@ class LocalClient:
 
     def close(self) -> None:
         """End what is left."""
-        for container in self.containers.all:
-            container.remove(force=True)
+        self.containers.close()

@@ -180,6 +180,14 @@ class RabbitNode:
             raise RuntimeError(f"rabbitmqctl {' '.join(args)}\n{done.stdout}{done.stderr}")
         return done.stdout
 
+    def reset_vhost(self, name: str = "/") -> None:
+        """Throw a virtual host away, with all that is in it, and make it anew."""
+        self.ctl(
+            "eval",
+            f'begin V = <<"{name}">>, rabbit_vhost:delete(V, <<"test">>), ok = rabbit_vhost:add(V, <<"test">>),'
+            f' ok = rabbit_auth_backend_internal:set_permissions(<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"test">>) end.',
+        )
+
     def close_connections(self, why: str = "test") -> None:
         """Close every client connection from the broker's side."""
         self.ctl("close_all_connections", why)

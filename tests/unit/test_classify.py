@@ -289,14 +289,16 @@ def test_the_error_itself_decides_where_it_is_known() -> None:
 
 
 def test_what_was_being_handled_does_not_count() -> None:
-    try:
+    def cache_lookup() -> None:
         try:
             {}["missing"]
         except KeyError:
-            raise GatewayError from None
-    except GatewayError as error:
-        error.__context__ = KeyError()
-        assert classify(error).rule == "default"
+            raise GatewayError  # noqa: B904 - without "from"
+
+    with pytest.raises(GatewayError) as caught:
+        cache_lookup()
+    assert isinstance(caught.value.__context__, KeyError)
+    assert classify(caught.value).rule == "default"
 
 
 def test_a_chain_that_bites_its_tail_ends() -> None:

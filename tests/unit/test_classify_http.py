@@ -68,7 +68,7 @@ def test_the_rule_is_named_after_the_status_and_a_permanent_one_carries_no_wait(
         ("soon", None),
         ("nan", None),
         ("inf", None),
-        ("١٢", None),  # digits, but not ASCII's  # noqa: RUF001
+        ("١٢", None),  # digits, but not ASCII's
         ("1" * 400, None),
     ],
 )

@@ -43,7 +43,8 @@ def test_what_the_dependency_asked_for_is_the_floor_up_to_the_cap(
 def test_those_who_were_told_the_same_time_do_not_come_back_together(policy: RetryPolicy, attempt: int, asked: float) -> None:
     early = policy.delay(attempt, 0.1, previous=policy.base, retry_after=asked)
     late = policy.delay(attempt, 0.9, previous=policy.base, retry_after=asked)
-    assert early < late or early == late == policy.cap or policy.cap == policy.base
+    if policy.jitter != "decorrelated" or policy.cap >= 3 * policy.base:  # else its own range is cut off by the cap
+        assert early < late or early == late == policy.cap
     assert late <= 2 * asked
 
 

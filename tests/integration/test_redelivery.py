@@ -1,0 +1,173 @@
+"""A message that comes again while its first execution still runs: one execution at a time, one effect."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support import consistently, eventually
+
+#: Seconds; the tasks run nearly three times as long.
+VISIBILITY = 2
+LONG = 2.8 * VISIBILITY
+#: kombu sweeps every second, not every hundred.
+REDIS = {"visibility_timeout": VISIBILITY, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+
+
+def receipts(workers, result):
+    """How often a worker has received the message of a task."""
+    return sum(len(re.findall(rf"\[{result.id}\] received", worker.log())) for worker in workers)
+
+
+def worker_of(workers, pid):
+    return next(worker for worker in workers if pid in worker.children())
+
+
+def accepted_by_fence(app, name):
+    """The effects that a downstream takes which refuses a fencing token below the highest it has seen."""
+    highest, taken = 0, []
+    for effect in app.ledger.entries(event="effect", key=name):
+        if effect.fields["fence"] >= highest:
+            highest = effect.fields["fence"]
+            taken.append(effect)
+    return taken
+
+
+# -- Redis' visibility timeout --------------------------------------------------------------------------------------
+
+
+@pytest.mark.brokers("redis")
+def test_a_task_longer_than_the_visibility_timeout_is_not_even_delivered_again(deploy, queue):
+    app = deploy(broker_transport_options=REDIS)
+    workers = app.start_workers(2)
+    long = app.send("token", "a", LONG)
+    value = long.get(timeout=40)
+    assert receipts(workers, long) == 1
+    (start,) = app.ledger.entries(event="start", key="a")
+    assert (value, start.fields["deliveries"]) == (start.run, 1)
+
+
+@pytest.mark.brokers("redis")
+def test_a_message_that_redis_delivers_again_and_again_has_one_execution_and_one_effect(deploy):
+    app = deploy("untouched", broker_transport_options=REDIS, guardrails_lease_seconds=VISIBILITY)
+    workers = app.start_workers(2)
+    long = app.send("token", "a", LONG)
+    by_id = app.send("by_id", "b", LONG)  # the task's id is its key
+    value = long.get(timeout=40)
+    assert by_id.get(timeout=40) == "b"
+    assert receipts(workers, long) > 1, "the broker did deliver it again"
+    assert receipts(workers, by_id) > 1
+    assert [effect.run for effect in app.ledger.entries(event="effect", key="a")] == [value]
+    assert app.ledger.counts("start") == {"a": 1, "b": 1}
+    # the copies come to an end, too, and change nothing
+    eventually(lambda: all(size == (0, 0) for size in app.broker.sizes().values()), 20, because=lambda: str(app.broker.sizes()))
+    eventually(lambda: app.guardrails.broker.delayed() == 0)
+    assert app.ledger.counts("start") == {"a": 1, "b": 1}
+    assert app.app.AsyncResult(long.id).get(timeout=5) == value
+
+
+@pytest.mark.brokers("redis")
+def test_a_worker_paused_beyond_the_visibility_timeout_but_not_its_lease_keeps_its_task(deploy):
+    app = deploy(broker_transport_options=REDIS, guardrails_lease_seconds=20)
+    workers = app.start_workers(2, concurrency=1)
+    result = app.send("token", "a", 2.0)
+    (start,) = app.ledger.wait("start", "a")
+    frozen = worker_of(workers, start.pid)
+    (other,) = [worker for worker in workers if worker is not frozen]
+    frozen.freeze()
+    other.wait_log(rf"\[{result.id}\] received", timeout=30)  # the broker has given it up
+    consistently(lambda: app.ledger.count("a", "start") == 1, 1.0)
+    frozen.thaw()
+    assert result.get(timeout=40) == start.run
+    assert app.ledger.counts("start") == app.ledger.counts() == {"a": 1}
+
+
+@pytest.mark.brokers("redis")
+def test_a_worker_paused_beyond_its_lease_finds_its_task_taken_over_and_cannot_undo_that(deploy):
+    app = deploy(broker_transport_options=REDIS, guardrails_lease_seconds=VISIBILITY)
+    workers = app.start_workers(2, concurrency=1)
+    result = app.send("token", "a", 1.0)
+    (first,) = app.ledger.wait("start", "a")
+    frozen = worker_of(workers, first.pid)
+    frozen.freeze()
+    (_, second) = app.ledger.wait("start", "a", times=2, timeout=40)
+    assert result.get(timeout=20) == second.run
+    record = app.guardrails.lookup("effect:a")
+    frozen.thaw()
+    app.ledger.wait("end", "a", times=2)
+    frozen.wait_log("taken over", timeout=20)
+    assert app.guardrails.lookup("effect:a") == record, "the late one does not write over the record"
+    assert app.app.AsyncResult(result.id).get(timeout=5) == second.run
+    assert app.send("token", "a", 1.0).get(timeout=20) == second.run
+    # nothing can hold back the body of a process that wakes up; its fencing token tells the downstream
+    assert first.fields["fence"] < second.fields["fence"]
+    assert [effect.run for effect in accepted_by_fence(app, "a")] == [second.run]
+    assert app.ledger.count("a", "start") == 2
+
+
+# -- the connection to the broker -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def between(broker, proxy):
+    """The broker behind a proxy that can be cut; the store and the publisher's own way are not touched."""
+    return proxy(urlsplit(broker.url).port)
+
+
+@pytest.fixture
+def cut_off(deploy, broker, between):
+    """An app whose workers reach the broker through the proxy only."""
+    parts = urlsplit(broker.url)
+    through = broker.url.replace(f":{parts.port}/", f":{between.port}/")
+    options = REDIS if broker.kind == "redis" else {}
+    app = deploy("untouched", broker_transport_options=options, guardrails_lease_seconds=4)
+    app.start_workers(2, env={"TESTAPP_BROKER_URL": through})
+    return app
+
+
+def test_a_connection_cut_in_mid_task_does_not_make_it_run_twice(cut_off, between, workers):
+    app = cut_off
+    results = {name: app.send("token", name, LONG) for name in ("a", "b")}
+    for name in results:
+        app.ledger.wait("start", name)
+    between.drop_connections()
+    values = {name: result.get(timeout=60) for name, result in results.items()}
+    assert all(receipts(workers.all, result) > 1 for result in results.values()), "the broker did deliver it again"
+    assert values == {effect.key: effect.run for effect in app.ledger.entries(event="effect")}
+    assert app.ledger.counts("start") == app.ledger.counts() == {"a": 1, "b": 1}
+    eventually(lambda: app.depth() == 0)
+    assert app.send("effect", "after").get(timeout=30) == "after", "the workers go on"
+
+
+def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_off, between, workers):
+    app = cut_off
+    result = app.send("token", "a", LONG)
+    app.ledger.wait("start", "a")
+    between.cut()
+    app.ledger.wait("end", "a")  # the task ends, and is completed in the store, while nobody can acknowledge it
+    eventually(lambda: app.guardrails.lookup("effect:a").result)
+    between.mend()
+    eventually(lambda: receipts(workers.all, result) > 1, 40, because="the broker did deliver it again")
+    (effect,) = app.ledger.entries(event="effect", key="a")
+    assert result.get(timeout=40) == effect.run
+    eventually(lambda: app.depth() == 0)
+    assert app.send("token", "a", LONG).get(timeout=40) == effect.run
+    assert app.ledger.counts("start") == {"a": 1}
+
+
+@pytest.mark.brokers("amqp")
+def test_a_connection_that_rabbitmq_closes_in_mid_task_does_not_make_it_run_twice(deploy, broker, workers):
+    if broker.server is None:
+        pytest.skip("only our own node closes connections when told to")
+    app = deploy(guardrails_lease_seconds=4)
+    app.start_workers(2)
+    result = app.send("token", "a", LONG)
+    app.ledger.wait("start", "a")
+    broker.server.ctl("close_all_connections", "--vhost", broker.vhost, "test")
+    value = result.get(timeout=60)
+    eventually(lambda: receipts(workers.all, result) > 1, 20, because="the broker did deliver it again")
+    eventually(lambda: app.depth() == 0)
+    assert [effect.run for effect in app.ledger.entries(event="effect", key="a")] == [value]
+    assert app.ledger.counts("start") == {"a": 1}

@@ -74,6 +74,7 @@ class Demo:
             delayed=self.queues.delayed(),
             taken=self.queues.taken(),
             finished=counts,
+            endless={task_id: order for task_id, order in self.accepted.tasks.items() if task_id not in states},
             failed={self.accepted.tasks[task_id] for task_id, state in states.items() if state == "FAILURE"},
         )
 

@@ -303,6 +303,7 @@ class Figures:
     delayed: int
     taken: int | None
     finished: Mapping[str, int]  # state in the result backend -> messages
+    endless: Mapping[str, int]  # task id -> order, of messages without a result
     failed: set[int]  # orders of which a message has FAILURE in the result backend
 
     @property
@@ -324,11 +325,6 @@ class Figures:
         """Return how many of the garbage messages lie in the dead letter queue byte for byte."""
         bodies = Counter(letter.body for letter in self.letters)
         return sum(1 for body in self.accepted.garbage if bodies[body])
-
-    @property
-    def unfinished(self) -> int:
-        """Return messages without an end in the result backend."""
-        return len(self.accepted.tasks) - sum(self.finished.values())
 
     def reasons(self) -> list[tuple[str, str, int, int]]:
         """Return reason, error, letters and orders of the dead letters."""

@@ -84,15 +84,17 @@ def conservation(screen: Screen, figures: Figures) -> None:
             ("  missing", f"{len(missing)}", f"in neither: {len(orders)} − {len(charged)} − {len(dead)}", judged(not missing)),
             (
                 "messages without an end",
-                f"{figures.unfinished}",
+                f"{len(figures.endless)}",
                 f"Celery's result backend: {success} SUCCESS, {failure} FAILURE",
-                judged(not figures.unfinished),
+                judged(not figures.endless),
             ),
             ("bad messages kept", f"{kept} of {put}", "in the dead letter queue, byte for byte", judged(kept == put)),
         ]
     )
     if missing:
         screen.line(f"  missing: {some(missing)}", "red")
+    for task_id, order in list(figures.endless.items())[:5]:
+        screen.line(f"  without an end: {task_id} of order {order}", "red")
 
 
 def reasons(screen: Screen, figures: Figures) -> None:
@@ -106,7 +108,7 @@ def good(figures: Figures, key: bool) -> bool:
     """Return whether every order and every bad message is accounted for, and none charged twice."""
     return (
         not figures.missing
-        and not figures.unfinished
+        and not figures.endless
         and figures.garbage_kept == len(figures.accepted.garbage)
         and (not key or not figures.gateway.doubled)
         and not figures.accepted.refused

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "concurrent.futures._base.TimeoutError",
     "asyncio.exceptions.BrokenBarrierError",  # Python 3.11
     "redis.exceptions.ValkeyClusterException",  # valkey's name
+    "redis.exceptions.OutOfMemoryError",  # redis 5
     "redis.exceptions.ExternalAuthProviderError",  # redis 5.3
     "redis.exceptions.CrossSlotTransactionError",  # redis 6
     "redis.exceptions.InvalidPipelineStack",

@@ -16,10 +16,11 @@ from celery_guardrails.policy.retry import JITTERS, RetryPolicy
 attempts = st.integers(1, 10_000)
 fractions = st.floats(0, 1, exclude_max=True)
 waits = st.none() | st.floats(0, 1e9)
+any_jitter = st.sampled_from(JITTERS)
 
 
 @st.composite
-def policies(draw: st.DrawFn, jitter: st.SearchStrategy[str] = st.sampled_from(JITTERS)) -> RetryPolicy:
+def policies(draw: st.DrawFn, jitter: st.SearchStrategy[str] = any_jitter) -> RetryPolicy:
     base = draw(st.floats(1e-3, 1e4))
     return RetryPolicy(base=base, cap=base * draw(st.floats(1, 1e4)), jitter=draw(jitter))
 

@@ -74,6 +74,10 @@ class GuardedRun:
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """Return the body's value, or the stored one; raise what Celery shall see otherwise."""
+        if stopping.is_stopping():
+            # It was on its way into this process when SIGTERM came (in a pipe, or in the queue of a thread pool): begun
+            # now, it would be killed at the end of the drain time. Nothing is claimed, so nothing is charged.
+            raise Reject("the worker is stopping", requeue=True)
         try:
             verdict, claim = self.guard.admit(self.delivery, self.limits)
         except PublishFailed as exc:

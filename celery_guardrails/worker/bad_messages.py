@@ -242,42 +242,48 @@ def _keep_wire_bytes(channel: Any) -> None:
 
 
 def _survive_garbage(channel: Any, on_garbage: Callable[[bytes, str, BaseException], None]) -> None:
-    """Keep a raw item of a Redis list that is no kombu message from ending the worker (redis.py ``_brpop_read``)."""
+    """Keep an item of a Redis list that is no kombu message from ending the worker (redis.py ``_brpop_read``).
+
+    What fails before kombu has made a message of it is garbage; what fails afterwards is a message that kombu will restore.
+    """
     read = getattr(channel, "_brpop_read", None)
     handlers = getattr(channel, "handlers", None)
     if read is None or not isinstance(handlers, dict):
         return
-    client, last = channel.client, [None]
+    client, unmade = channel.client, [None]
     parse = client.parse_response
 
     def remember(connection: Any, command: Any, **options: Any) -> Any:
         answer = parse(connection, command, **options)
         if command == "BRPOP":
-            last[0] = answer
+            unmade[0] = answer
         return answer
 
     def guarded_read(**options: Any) -> Any:
-        last[0] = None
+        unmade[0] = None
         try:
             return read(**options)
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            if not last[0] or _is_message(last[0][1]):
+        except Exception as exc:
+            if not unmade[0]:
                 raise
-            key, item = last[0]
+            key, item = unmade[0]
             queue = (key.decode() if isinstance(key, bytes) else str(key)).rsplit(channel.sep, 1)[0]
             on_garbage(bytes(item), queue, exc)
             return True
 
+    class WholeMessage(channel.Message):
+        def __init__(self, payload: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(payload, *args, **kwargs)
+            info = self.delivery_info
+            if not (self.delivery_tag and isinstance(self.headers, Mapping) and isinstance(self.properties, Mapping)):
+                raise InvalidTaskError("a message has a delivery tag, and headers and properties that are mappings")
+            if not (isinstance(info, Mapping) and "exchange" in info and "routing_key" in info):
+                raise InvalidTaskError("a message says from which exchange and by which routing key it came")
+            unmade[0] = None
+
     client.parse_response = remember
     handlers["BRPOP"] = guarded_read
-
-
-def _is_message(item: bytes) -> bool:
-    try:
-        properties = json.loads(item)["properties"]
-        return "delivery_tag" in properties and "delivery_info" in properties
-    except (ValueError, TypeError, KeyError):
-        return False
+    channel.Message = WholeMessage
 
 
 def _dump(message: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -10,7 +11,6 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.utils.log import get_logger
 
-from ..errors import StoreUnavailable
 from ..integration import stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
@@ -33,34 +33,38 @@ class Drain(bootsteps.Step):
         super().__init__(w, **kwargs)
         self._rails = ensure_guardrails(w.app)
         _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
-        self._worker = w
         self._timer: threading.Timer | None = None
         stopping.reset()
         state.killing = False
         signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
         signals.worker_shutdown.connect(self.on_shutdown, weak=False)
+        self._pid = os.getpid()
+        atexit.register(self._at_exit)
 
-    def on_shutting_down(self, sig: Any = None, how: Any = None, exitcode: Any = None, **_: Any) -> None:
+    def on_shutting_down(self, how: str = "Warm", **_: Any) -> None:
         """SIGTERM, SIGQUIT or SIGINT has come."""
         stopping.set_stopping()
+        if how == "Cold":
+            state.killing = True  # Celery kills the children now: that is no crash of theirs
         if self._timer is None:
             self._timer = threading.Timer(self._rails.settings.drain_seconds, self._time_is_up)
             self._timer.daemon = True
             self._timer.start()
 
-    def on_shutdown(self, sender: Any = None, **_: Any) -> None:
+    def on_shutdown(self, **_: Any) -> None:
         """The pool is gone: what it did not finish starts at once elsewhere, and does not wait for its lease to end."""
         if self._timer is not None:
             self._timer.cancel()
         left = list(state.live.values())
         state.live.clear()
         for request in left:
-            if request.acknowledged:
-                continue
-            try:
+            if not request.acknowledged:
                 self._rails.main_guard.surrender(request.delivery)
-            except StoreUnavailable as exc:
-                logger.warning("%s[%s] keeps its lease until it ends: %r", request.name, request.id, exc)
+
+    def _at_exit(self) -> None:
+        """A cold shutdown sends no ``worker_shutdown`` (celery/worker/worker.py, ``terminate``)."""
+        if os.getpid() == self._pid:
+            self.on_shutdown()
 
     def _time_is_up(self) -> None:
         running = [r for r in list(state.live.values()) if not r.acknowledged and r.worker_pid not in (None, os.getpid())]

@@ -97,7 +97,7 @@ def test_a_worker_paused_beyond_its_lease_finds_its_task_taken_over_and_cannot_u
     record = app.guardrails.lookup("effect:a")
     frozen.thaw()
     app.ledger.wait("end", "a", times=2)
-    frozen.wait_log("taken over", timeout=20)
+    frozen.wait_log("lost the lease", timeout=20)
     assert app.guardrails.lookup("effect:a") == record, "the late one does not write over the record"
     assert app.app.AsyncResult(result.id).get(timeout=5) == second.run
     assert app.send("token", "a", 1.0).get(timeout=20) == second.run

@@ -89,11 +89,11 @@ class Leases(RuleBasedStateMachine):
             if not lost:
                 self.believes[holder] = Seen(answer.fence)
 
-    @rule(holder=holders, lost=st.booleans())
-    def completes(self, holder: str, lost: bool) -> None:
+    @precondition(lambda self: self.believes)
+    @rule(data=st.data(), lost=st.booleans())
+    def completes(self, data: st.DataObject, lost: bool) -> None:
         """Whoever believes that it has the lease completes, also long after it has lost it."""
-        if holder not in self.believes:
-            return
+        holder = data.draw(st.sampled_from(sorted(self.believes)))
         self.tick()
         fence = self.believes[holder].fence
         before = self.record
@@ -209,6 +209,17 @@ def test_a_zombie_can_neither_complete_nor_release_nor_renew_what_was_taken_from
     assert complete(record, holder="zombie", fingerprint=PRINT, fence=old.fence, result=StoredResult(), now=101.0) == (record, False)
     assert release(record, holder="zombie", attempts=1) == (record, False)
     assert renew(record, holder="zombie", lease=LEASE, now=101.0) == (record, False)
+
+
+def test_a_zombie_cannot_complete_a_key_that_its_heir_has_completed_but_the_heir_may_say_it_twice() -> None:
+    record, old = claim(None, holder="zombie", fingerprint=PRINT, lease=LEASE, now=0.0)
+    record, new = claim(record, holder="heir", fingerprint=PRINT, lease=LEASE, now=100.0)
+    result = StoredResult(data=b"heir")
+    done, first = complete(record, holder="heir", fingerprint=PRINT, fence=new.fence, result=result, now=101.0)
+    assert first
+    assert complete(done, holder="zombie", fingerprint=PRINT, fence=old.fence, result=StoredResult(), now=102.0) == (done, False)
+    assert complete(done, holder="heir", fingerprint=PRINT, fence=new.fence, result=StoredResult(), now=102.0) == (done, True)
+    assert release(done, holder="heir", drop=True) == (done, False)
 
 
 def test_a_holder_that_is_late_but_not_replaced_still_has_its_lease() -> None:

@@ -312,5 +312,5 @@ def _give_back(channel: Any, connection: Any) -> None:
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
-    except (amqp_errors.AMQPError, OSError, AttributeError) as exc:
+    except Exception as exc:  # kombu's and py-amqp's errors have no common base, and a dying connection raises AttributeError
         raise DeadLetterError(f"{what}: {exc!r}") from exc

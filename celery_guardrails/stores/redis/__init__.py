@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from ...errors import StoreUnavailable
 from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+from .scripts import Scripts
 
 __all__ = ["RedisStore"]
 
@@ -44,7 +45,7 @@ class RedisStore:
         self._client = client
         self._prefix = f"{namespace}:guard:"
         self._memory = _milliseconds(memory)
-        self._scripts = {name: client.register_script(_script(name)) for name in _SCRIPTS}
+        self._scripts = Scripts(client, {name: _script(name) for name in _SCRIPTS})
 
     @classmethod
     def from_url(cls, url: str, *, namespace: str, memory: float = 86400.0) -> RedisStore:
@@ -111,16 +112,16 @@ class RedisStore:
         return self._guarded(lambda: self._renew(wanted, lease))
 
     def _renew(self, wanted: list[tuple[str, str]], lease: float) -> list[bool]:
-        script, answers = self._scripts["renew"], []
+        scripts, answers = self._scripts, []
         for _ in range(2):
             pipeline = self._client.pipeline(transaction=False)
             for key, holder in wanted:
-                pipeline.evalsha(script.sha, 1, self._prefix + key, holder, _milliseconds(lease), self._memory)
+                pipeline.evalsha(scripts.sha("renew"), 1, self._prefix + key, holder, _milliseconds(lease), self._memory)
             answers = pipeline.execute(raise_on_error=False)
             # a restarted server has forgotten its scripts
             if not any(isinstance(answer, NoScriptError) for answer in answers):
                 break
-            self._client.script_load(script.script)
+            self._client.script_load(scripts.text("renew"))
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -162,17 +163,24 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections of this process."""
+        self._scripts.close()
         self._client.close()
 
     def _run(self, name: str, key: str, *args: Any) -> Any:
-        script = self._scripts[name]
-        return self._guarded(lambda: script(keys=[self._prefix + key], args=args))
+        try:
+            return self._scripts.run(name, self._prefix + key, *args)
+        except (RedisError, OSError) as exc:
+            raise _unavailable(exc) from exc
 
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"guardrails_store: {exc!r} (pid {os.getpid()})") from exc
+            raise _unavailable(exc) from exc
+
+
+def _unavailable(exc: BaseException) -> StoreUnavailable:
+    return StoreUnavailable(f"guardrails_store: {exc!r} (pid {os.getpid()})")
 
 
 def _milliseconds(seconds: float) -> int:

@@ -1,0 +1,273 @@
+"""Chains, groups and chords of guarded tasks: with duplicates, with dead letters, and as in plain Celery."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from celery import chain, chord, group
+from celery.exceptions import ChordError
+
+from tests.support import consistently, eventually
+
+
+@pytest.fixture(scope="module")
+def app(shared_deploy):
+    """Every task of it is guarded, through ``task_cls``."""
+    app = shared_deploy("canvas", env={"TESTAPP_GUARDED": "1"})
+    app.worker(concurrency=4)
+    return app
+
+
+@pytest.fixture(scope="module")
+def plain(shared_deploy):
+    """The same tasks on plain Celery."""
+    app = shared_deploy("canvas", env={"TESTAPP_GUARDED": "0"})
+    app.worker(concurrency=2)
+    return app
+
+
+def quiet(app):
+    """Whether nothing is left to be done."""
+    return app.depth() == 0 and (app.broker.kind == "amqp" or app.guardrails.broker.delayed() == 0)
+
+
+# -- a duplicate among them -----------------------------------------------------------------------------------------
+
+
+def test_a_chain_whose_steps_have_run_before_ends_with_the_same_values(app, name):
+    measured, increased = app.task("measured"), app.task("increased")
+    steps = [measured.s(f"{name}.head", 1), increased.s(f"{name}.middle"), increased.s(f"{name}.tail")]
+    assert chain(*steps).delay().get(timeout=30) == 3
+    again = chain(*steps).delay()
+    assert again.get(timeout=30) == 3
+    assert [again.parent.get(timeout=5), again.parent.parent.get(timeout=5)] == [2, 1]
+    assert [app.ledger.count(f"{name}.{step}", "start") for step in ("head", "middle", "tail")] == [1, 1, 1]
+
+
+def test_two_chains_with_the_same_head_at_once_both_end(app, name):
+    measured, increased = app.task("measured"), app.task("increased")
+    results = [chain(measured.s(name, 1, 0.5), increased.s(f"{name}.{tail}")).delay() for tail in range(3)]
+    assert [result.get(timeout=30) for result in results] == [2, 2, 2]
+    assert app.ledger.count(name) == 1
+
+
+def test_a_chain_whose_head_is_delivered_twice_runs_each_step_once(app, name):
+    measured, increased, add = app.task("measured"), app.task("increased"), app.task("add")
+    tail = increased.s(f"{name}.tail").set(task_id=f"tail-{name}")
+    head = measured.s(name, 1, 0.3).set(task_id=f"head-{name}")
+    # the same message twice, as a publisher sends that did not hear the broker's answer
+    results = [chain(head.clone(), add.s(1).set(task_id=f"middle-{name}"), tail.clone()).apply_async() for _ in range(2)]
+    assert {result.id for result in results} == {f"tail-{name}"}
+    assert results[0].get(timeout=30) == 3
+    eventually(lambda: quiet(app), 20)
+    consistently(lambda: quiet(app), 0.5)
+    assert app.ledger.count(name, "start") == app.ledger.count(f"{name}.tail", "start") == 1
+
+
+def test_a_group_with_a_duplicate_has_the_same_value_in_both_places(app, name):
+    token = app.task("token")
+    values = group(token.s(f"{name}.{n}", 0.2) for n in (0, 1, 0, 2, 0)).delay().get(timeout=30)
+    assert values[0] == values[2] == values[4]
+    assert len(set(values)) == 3
+    assert [app.ledger.count(f"{name}.{n}", "start") for n in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["done already", "still running"])
+def test_a_chord_with_a_duplicate_in_its_header_calls_its_body_once_with_all_values(app, name, seconds):
+    measured, counted = app.task("measured"), app.task("counted")
+    header = [measured.s(f"{name}.{n}", 10**n, seconds) for n in (0, 1, 0, 2, 1)]
+    result = chord(header, counted.s(f"{name}.body")).delay()
+    assert result.get(timeout=30) == 122
+    (body,) = app.ledger.entries(event="effect", key=f"{name}.body")
+    assert sorted(body.fields["numbers"]) == [1, 1, 10, 10, 100]
+    assert [app.ledger.count(f"{name}.{n}", "start") for n in range(3)] == [1, 1, 1]
+
+
+def test_a_chord_that_is_published_twice_ends_both_times(app, name):
+    measured, counted = app.task("measured"), app.task("counted")
+    results = [
+        chord([measured.s(f"{name}.{n}", 10**n, 0.2) for n in range(3)], counted.s(f"{name}.body").on_error(app.task("blame").s(name))).delay()
+        for _ in range(2)
+    ]
+    assert [result.get(timeout=30) for result in results] == [111, 111]
+    assert app.ledger.counts("start")[f"{name}.body"] == 1
+    assert app.ledger.count(name, "blamed") == 0
+
+
+# -- a dead letter among them ---------------------------------------------------------------------------------------
+
+
+def test_a_chord_with_a_dead_lettered_header_calls_the_errback_and_not_the_body(app, name):
+    measured, counted, broken = app.task("measured"), app.task("counted"), app.task("broken")
+    dead = app.dead()
+    header = [measured.s(f"{name}.0", 1), broken.s(), measured.s(f"{name}.1", 2, 0.5)]
+    result = chord(header, counted.s(f"{name}.body").on_error(app.task("blame").s(name))).delay()
+    # not propagated: get() would raise the error of a parent instead, where it comes to see that first
+    failure = result.get(timeout=30, propagate=False)
+    assert isinstance(failure, ChordError)
+    assert "on purpose" in str(failure)
+    app.ledger.wait("blamed", name)
+    eventually(lambda: app.dead() == dead + 1)
+    assert [member.get(timeout=10, propagate=False) for member in (result.parent[0], result.parent[2])] == [1, 2]
+    assert isinstance(result.parent[1].get(timeout=10, propagate=False), KeyError)
+    eventually(lambda: quiet(app))
+    assert app.ledger.count(f"{name}.body", "start") == 0
+
+
+def test_a_chain_with_a_dead_lettered_step_stops_there_and_calls_the_errback(app, name):
+    measured, increased, broken = app.task("measured"), app.task("increased"), app.task("broken")
+    dead = app.dead()
+    steps = chain(measured.s(name, 1), broken.s(), increased.s(f"{name}.tail"))
+    result = steps.apply_async(link_error=app.task("blame").s(name))
+    app.ledger.wait("blamed", name)
+    with pytest.raises(KeyError):
+        result.parent.get(timeout=10)
+    assert result.parent.parent.get(timeout=10) == 1
+    eventually(lambda: app.dead() == dead + 1)
+    eventually(lambda: quiet(app))
+    assert app.ledger.count(f"{name}.tail", "start") == 0
+
+
+# -- as in plain Celery ---------------------------------------------------------------------------------------------
+
+PAIRS = list(zip(range(6), range(6), strict=True))
+
+#: Every kind of canvas; ``t`` returns a task of one app or the other by its name.
+CANVASES = {
+    "a task": lambda t: t("add").s(1, 2),
+    "partial arguments": lambda t: t("add").s(2).clone(args=(1,)),
+    "an immutable step": lambda t: chain(t("add").s(1, 2), t("constant").si()),
+    "a chain": lambda t: chain(t("add").s(1, 2), t("add").s(3), t("double").s()),
+    "a chain in a chain": lambda t: chain(t("add").s(1, 2), chain(t("add").s(3), t("double").s()), t("add").s(1)),
+    "a group": lambda t: group(t("add").s(n, n) for n in range(5)),
+    "a group of one": lambda t: group([t("add").s(1, 1)]),
+    "an empty group": lambda t: group([]),
+    "a group of chains": lambda t: group(chain(t("add").s(n, n), t("double").s()) for n in range(3)),
+    "a group in a group": lambda t: group(group(t("add").s(1, 1), t("add").s(2, 2)), t("add").s(3, 3)),
+    "a chord": lambda t: chord([t("add").s(n, n) for n in range(5)], t("total").s()),
+    "a chord of one": lambda t: chord([t("add").s(1, 1)], t("total").s()),
+    "a chord of chains": lambda t: chord([chain(t("add").s(n, n), t("double").s()) for n in range(3)], t("total").s()),
+    "a chord whose body is a chain": lambda t: chord([t("add").s(n, n) for n in range(3)], chain(t("total").s(), t("double").s())),
+    "a chord whose body is a group": lambda t: chord([t("add").s(n, n) for n in range(3)], group(t("total").s(), t("listed").s())),
+    "a chord in a chain": lambda t: chain(t("add").s(1, 2), group(t("add").s(n) for n in range(3)), t("total").s(), t("double").s()),
+    "a chord in a chord": lambda t: chord([chord([t("add").s(1, 1), t("add").s(2, 2)], t("total").s()), t("add").s(3, 3)], t("total").s()),
+    "a chain that ends in a group": lambda t: chain(t("add").s(1, 2), group(t("add").s(n) for n in range(3))),
+    "a chord in a chain in a group": lambda t: group(
+        chain(t("add").s(1, 1), group(t("add").s(1), t("add").s(2)), t("total").s()), t("add").s(3, 3)
+    ),
+    "two chords in a chain": lambda t: chain(
+        group(t("add").s(1, 1), t("add").s(2, 2)), group(t("total").s(), t("total").s()), t("total").s()
+    ),
+    "replace": lambda t: t("replaced").s(1),
+    "replace in a chain": lambda t: chain(t("add").s(1, 2), t("replaced").s(), t("double").s()),
+    "replace by a chain": lambda t: chain(t("replaced_by_chain").s(1), t("double").s()),
+    "replace by a group": lambda t: t("replaced_by_group").s(1),
+    "replace by a group in a chain": lambda t: chain(t("replaced_by_group").s(1), t("total").s()),
+    "replace by a chord": lambda t: chain(t("replaced_by_chord").s(1), t("double").s()),
+    "replace in a group": lambda t: group(t("replaced").s(1), t("replaced_by_chain").s(1), t("add").s(1, 1)),
+    "replace in a chord": lambda t: chord([t("replaced").s(1), t("replaced_by_chord").s(1), t("add").s(1, 1)], t("total").s()),
+    "add_to_chord": lambda t: chord([t("growing").s(1), t("add").s(1, 1)], t("total").s()),
+    "map": lambda t: t("double").map([1, 2, 3]),
+    "starmap": lambda t: t("add").starmap([(1, 2), (3, 4)]),
+    "map in a chain": lambda t: chain(t("double").map([1, 2, 3]), t("total").s()),
+    "chunks": lambda t: t("add").chunks(PAIRS, 2),
+    "chunks as a group": lambda t: t("add").chunks(PAIRS, 2).group(),
+    "chunks in a chord": lambda t: chord(t("add").chunks(PAIRS, 2).group(), t("listed").s()),
+    "self.retry": lambda t: t("second_time").s(1),
+    "self.retry in a chain": lambda t: chain(t("second_time").s(1), t("double").s()),
+    "self.retry in a chord": lambda t: chord([t("second_time").s(1), t("second_time").s(2), t("add").s(1, 1)], t("total").s()),
+    "a failure": lambda t: t("broken").s(),
+    "a failure in a chain": lambda t: chain(t("add").s(1, 2), t("broken").s(), t("double").s()),
+    "a failure in a group": lambda t: group(t("add").s(1, 2), t("broken").s()),
+    "a failure in a chord": lambda t: chord([t("add").s(1, 2), t("broken").s()], t("total").s()),
+    "a failure in a chord in a chain": lambda t: chain(group(t("add").s(1, 2), t("broken").s()), t("total").s(), t("double").s()),
+    "a body that fails": lambda t: chord([t("add").s(1, 2), t("add").s(3, 4)], t("broken").s()),
+    "arguments that do not fit": lambda t: t("add").s(1),
+}
+
+
+def publish(app, which):
+    try:
+        return CANVASES[which](app.task).apply_async()
+    except Exception as exc:
+        return exc
+
+
+def outcome(result):
+    """The value of a result, or its error, without what differs between two runs."""
+    # not propagated: get() would raise the error of a parent instead, where it comes to see that first
+    return told(result if isinstance(result, Exception) else result.get(timeout=20, propagate=False))
+
+
+def told(value):
+    if isinstance(value, Exception):
+        return type(value).__name__, re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", str(value))
+    return [told(one) for one in value] if isinstance(value, list) else value
+
+
+def shape(result):
+    """Classes of a result and its parents, and what the parents have returned."""
+    found = [type(result).__name__]
+    parent = getattr(result, "parent", None)
+    while parent is not None:
+        found.append((type(parent).__name__, outcome(parent)))
+        parent = parent.parent
+    return found
+
+
+@pytest.fixture(scope="module")
+def published(app, plain):
+    """All of them at once, on both apps."""
+    return {which: (publish(app, which), publish(plain, which)) for which in CANVASES}
+
+
+@pytest.mark.parametrize("which", CANVASES)
+def test_a_canvas_of_guarded_tasks_behaves_as_in_plain_celery(published, which):
+    guarded, plain = published[which]
+    assert outcome(guarded) == outcome(plain)
+    assert shape(guarded) == shape(plain)
+
+
+@pytest.fixture(params=["guarded", "plain"])
+def either(request, app, plain):
+    return {"guarded": app, "plain": plain}[request.param]
+
+
+def test_links_are_called_with_the_value(either, name):
+    either.task("add").apply_async((1, 2), link=[either.task("note").s(f"{name}.{n}") for n in range(2)])
+    assert [either.ledger.wait("linked", f"{name}.{n}")[0].fields["value"] for n in range(2)] == [3, 3]
+
+
+def test_the_link_of_a_duplicate_is_called_too(app, name):
+    assert app.send("measured", name, 5).get(timeout=20) == 5
+    app.task("measured").apply_async((name, 5), link=app.task("note").s(name))
+    assert app.ledger.wait("linked", name)[0].fields["value"] == 5
+
+
+@pytest.mark.parametrize("errback", ["blame", "blame_old"])
+def test_errbacks_are_called_once_when_a_task_fails(either, name, errback):
+    result = either.task("broken").apply_async(link_error=either.task(errback).s(name))
+    with pytest.raises(KeyError):
+        result.get(timeout=20)
+    (blamed,) = either.ledger.wait("blamed", name)
+    assert blamed.fields.get("error", "KeyError") == "KeyError"
+    assert blamed.fields.get("task_id", result.id) == result.id
+    assert either.ledger.count(name, "blamed") == 1
+
+
+def test_errbacks_of_a_group_are_called_for_each_member_that_fails(either, name):
+    broken, add = either.task("broken"), either.task("add")
+    members = group(broken.s(), add.s(1, 1), broken.s())
+    members.link_error(either.task("blame").s(name))
+    members.apply_async()
+    either.ledger.wait("blamed", name, times=2)
+
+
+def test_what_failed_is_a_dead_letter_on_the_guarded_app_only(app, plain, name):
+    before = app.dead()
+    for either in (app, plain):
+        with pytest.raises(KeyError):
+            either.send("broken", name).get(timeout=20)
+    eventually(lambda: app.dead() == before + 1)
+    assert plain.dead() == 0

@@ -1,0 +1,118 @@
+"""The store, or the broker, away under load: nothing is lost, and nothing is done twice."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from celery.exceptions import OperationalError
+
+from celery_guardrails.policy.lease import RecordState
+from tests.support import BrokerUnderTest, eventually
+
+#: The outage itself, not a wait for something.
+SECONDS = 5.0
+
+
+def names(prefix, number):
+    return [f"{prefix}{index}" for index in range(number)]
+
+
+def outage(begin, end, meanwhile):
+    """Let it be away for a while, and do something in the middle of it."""
+    begin()
+    start = time.monotonic()
+    meanwhile()
+    time.sleep(max(0.0, SECONDS - (time.monotonic() - start)))
+    end()
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+def test_a_store_that_is_away_under_load_loses_and_repeats_no_effect(deploy, private_redis, how):
+    store = private_redis(persistent=True)
+    app = deploy(store_url=store.url(1), guardrails_store_failure="defer", worker_prefetch_multiplier=1)
+    worker = app.worker(concurrency=2)
+    before, during = names("before", 30), names("during", 10)
+    results = [app.send("effect", name, 0.1) for name in before]
+    app.ledger.wait("effect", times=4)
+    begin, end = (store.freeze, store.thaw) if how == "frozen" else (store.kill, store.start)
+    # publishing needs no store
+    outage(begin, end, lambda: results.extend(app.send("effect", name, 0.1) for name in during))
+    done_meanwhile = app.ledger.count()
+    assert done_meanwhile < 40, "the outage came under load"
+    assert [result.get(timeout=90) for result in results] == before + during
+    assert app.ledger.counts() == dict.fromkeys(before + during, 1)
+    assert app.ledger.count(event="start") == 40, "not even begun twice"
+    assert {run.fields["attempt"] for run in app.ledger.entries(event="start")} == {1}, "nobody is charged"
+    assert app.dead() == 0
+    assert worker.alive()
+    for name in before + during:
+        assert app.guardrails.lookup(f"effect:{name}").state is RecordState.COMPLETED
+
+
+def test_no_guarded_task_runs_while_the_store_is_away(deploy, private_redis):
+    store = private_redis(persistent=True)
+    app = deploy(store_url=store.url(1))
+    worker = app.worker(concurrency=2)
+    assert app.send("effect", "warm").get(timeout=20)
+    store.kill()
+    result = app.send("effect", "a")
+    worker.wait_log(r"store away", times=2, timeout=30)
+    assert app.ledger.count("a", "start") == 0
+    store.start()
+    assert result.get(timeout=60) == "a"
+    (start,) = app.ledger.entries(event="start", key="a")
+    assert (start.fields["attempt"], start.fields["crashes"]) == (1, 0)
+    assert start.fields["deliveries"] > 2
+
+
+def test_with_store_failure_open_tasks_run_unguarded_while_the_store_is_away(deploy, private_redis):
+    store = private_redis()
+    app = deploy(store_url=store.url(1), guardrails_store_failure="open")
+    worker = app.worker(concurrency=2)
+    assert app.send("effect", "warm").get(timeout=20)
+    store.kill()
+    results = [app.send("effect", name) for name in names("n", 6)]
+    assert [result.get(timeout=30) for result in results] == names("n", 6)
+    assert app.ledger.counts() == dict.fromkeys(["warm", *names("n", 6)], 1)
+    # unguarded: what has been done is done again
+    assert app.send("effect", "n0").get(timeout=30) == "n0"
+    assert app.ledger.count("n0") == 2
+    # and a failure is still tried again and dead-lettered
+    with pytest.raises(ConnectionError):
+        app.send("fail", "f").get(timeout=60)
+    assert [run.fields["attempt"] for run in app.ledger.entries(event="start", key="f")] == [1, 2, 3]
+    eventually(lambda: app.dead() == 1, 10)
+    assert worker.alive()
+
+
+@pytest.mark.brokers("redis", "amqp")
+def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(request, broker, deploy):
+    if broker.kind == "redis":
+        server = request.getfixturevalue("private_redis")(persistent=True)
+        # On Redis nobody but the visibility timeout gives back what a worker held when its connection broke.
+        options = {"broker_transport_options": {"visibility_timeout": 5}}
+        on = BrokerUnderTest("redis", server.url(1), server)
+    else:
+        server = request.getfixturevalue("private_rabbitmq")()
+        options, on = {}, BrokerUnderTest("amqp", server.url(), server)
+    app = deploy(on=on, **options)
+    worker = app.worker(concurrency=2)
+    wanted = names("n", 40)
+    for name in wanted:
+        app.send("effect", name, 0.2)
+    app.ledger.wait("effect", times=4)
+    server.kill()
+    with pytest.raises((OperationalError, OSError)):
+        app.task("effect").apply_async(("refused",), retry=False)
+    time.sleep(1)
+    server.start()
+    eventually(lambda: len(app.ledger.counts()) >= 40, 90, because=lambda: f"all effects: {app.ledger.counts()}")
+    assert app.ledger.repeated() == {}
+    assert set(app.ledger.counts()) == set(wanted), "what was refused did not happen"
+    assert not app.ledger.overlaps()
+    # the worker goes on, and in the end nothing is left
+    eventually(lambda: app.send("effect", "after").get(timeout=20) == "after", 30, ignoring=(OperationalError,))
+    assert {run.fields["attempt"] for run in app.ledger.entries(event="start")} == {1}
+    assert app.dead() == 0
+    assert worker.alive()

@@ -1,0 +1,117 @@
+"""SIGTERM: what runs is finished or handed back, what waits is left alone, and nobody is charged for a deploy."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from celery_guardrails.policy.lease import RecordState
+from tests.support import eventually
+
+
+def starts(app):
+    return app.ledger.entries(event="start")
+
+
+def uncharged(app):
+    """No run was a second attempt, none followed a crash."""
+    return {(run.fields["attempt"], run.fields["crashes"]) for run in starts(app)} == {(1, 0)}
+
+
+def records(app, names):
+    return {name: app.guardrails.lookup(f"effect:{name}") for name in names}
+
+
+def test_a_deploy_under_load_does_every_effect_once_and_charges_nobody(deploy):
+    app = deploy()
+    first = app.worker(concurrency=4)
+    names = [f"n{number}" for number in range(44)]
+    results = [app.send("effect", name, 2.0 if number < 4 else 0.05) for number, name in enumerate(names)]
+    app.ledger.wait("start", times=4)
+    first.terminate()
+    # the next release is up before the old one is gone, as in a rolling deploy
+    second = app.worker(concurrency=4, wait=False)
+    assert first.wait(60) == 0
+    assert [result.get(timeout=60) for result in results] == names
+    assert app.ledger.counts() == dict.fromkeys(names, 1)
+    assert app.ledger.count(event="start") == app.ledger.count(event="end") == 44, "what was begun was ended"
+    assert uncharged(app)
+    assert second.stop(60) == 0
+    assert app.depth() == app.dead() == 0
+
+
+def test_sigterm_in_the_middle_of_short_tasks_ends_each_one_that_began(deploy):
+    app = deploy()
+    worker = app.worker(concurrency=4)
+    names = [f"n{number}" for number in range(60)]
+    for name in names:
+        app.send("effect", name, 0.1)
+    app.ledger.wait("start", times=12)
+    worker.terminate()
+    assert worker.wait(60) == 0
+    done = app.ledger.counts()
+    assert len(done) >= 12
+    assert app.ledger.count(event="start") == app.ledger.count(event="end") == len(done)
+    assert uncharged(app)
+    # what was not done waits; a message whose ack was lost on the way out waits, too, and is not run again
+    assert app.depth() >= 60 - len(done)
+    assert {name for name, record in records(app, names).items() if record is not None} == set(done), "no lease is left"
+    app.worker(concurrency=4)
+    eventually(lambda: len(app.ledger.counts()) == 60, 40)
+    eventually(lambda: app.depth() == 0, 10)
+    assert app.ledger.repeated() == {}
+    assert uncharged(app)
+
+
+@pytest.mark.brokers("redis")
+def test_what_waits_for_a_free_thread_at_sigterm_does_not_start_any_more(deploy):
+    app = deploy(worker_prefetch_multiplier=8)
+    worker = app.worker(pool="threads", concurrency=1)
+    for number in range(6):
+        app.send("effect", f"n{number}", 1.0)
+    app.ledger.wait("start")
+    # all six are in the queue of the thread pool, which Celery would work off before it ends
+    worker.wait_log(r"Task testapp\.effect\[.*\] received", times=6)
+    worker.terminate()
+    assert worker.wait(30) == 0
+    assert app.ledger.count(event="start") == app.ledger.count(event="end") <= 2
+    eventually(lambda: app.depth() == 6 - app.ledger.count(), 10)
+    assert uncharged(app)
+
+
+def test_what_still_runs_when_the_drain_time_is_over_is_handed_back_at_once_and_not_charged(deploy):
+    app = deploy(guardrails_drain_seconds=1, guardrails_lease_seconds=120)
+    first = app.worker(concurrency=2)
+    names = ["a", "b"]
+    for name in names:
+        app.send("effect_first" if name == "a" else "effect", name, 30.0)
+    app.ledger.wait("start", times=2)
+    told = time.monotonic()
+    first.terminate()
+    assert first.wait(30) == 0
+    assert time.monotonic() - told < 20, "thirty seconds of work are not waited for"
+    assert app.depth() == 2
+    for record in records(app, names).values():
+        assert record is None or (record.state, record.attempts, record.crashes) == (RecordState.IDLE, 0, 0)
+    # and start elsewhere long before their lease would have ended
+    app.worker(concurrency=2)
+    app.ledger.wait("start", times=4, timeout=30)
+    assert uncharged(app)
+    assert app.dead() == 0
+
+
+def test_a_task_is_told_that_it_should_stop(deploy):
+    app = deploy()
+    worker = app.worker(concurrency=2)
+    results = [app.send("until_told", name, 60.0) for name in ("a", "b")]
+    app.ledger.wait("start", times=2)
+    assert app.ledger.count(event="told") == 0
+    told = time.monotonic()
+    worker.terminate()
+    app.ledger.wait("told", times=2, timeout=5)
+    assert worker.wait(30) == 0
+    assert time.monotonic() - told < 20
+    assert [result.get(timeout=5) for result in results] == ["a", "b"]
+    assert app.ledger.counts() == {"a": 1, "b": 1}
+    assert app.depth() == app.dead() == 0

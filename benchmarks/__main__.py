@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tests.support import RabbitNode, RedisServer
 
@@ -21,6 +22,8 @@ from .contestant import Contestant
 from .report import Table
 from .stores import LONG_LEASE, records, round_trips
 from .workers import publishing, throughput
+
+T = TypeVar("T", RedisServer, RabbitNode)
 
 NO_CONFIRMS = {"broker_transport_options": {"confirm_publish": False}}
 CONFIRMS = {"broker_transport_options": {"confirm_publish": True}}
@@ -51,12 +54,12 @@ class Bench:
         """Return the RabbitMQ node, started on first use."""
         return self._server("rabbit", RabbitNode)
 
-    def _server(self, name: str, kind: Any) -> Any:
+    def _server(self, name: str, kind: Callable[[Path], T]) -> T:
         if name not in self._servers:
             self._servers[name] = server = kind(self.directory / name)
             self._stack.callback(server.stop)
             server.start()
-        return self._servers[name]
+        return cast(T, self._servers[name])
 
     def contestant(self, variant: str, **options: Any) -> Contestant:
         """Return a contestant on the Redis server, where the options name no other."""
@@ -120,11 +123,9 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
 
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    names = ("celery", "kombu", "redis", "amqp", "celery-guardrails")
-    try:
-        names = (*names, "hiredis") if version("hiredis") else names
-    except ModuleNotFoundError:
-        pass
+    names = ["celery", "kombu", "redis", "amqp", "celery-guardrails"]
+    if find_spec("hiredis"):
+        names.append("hiredis")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -30,8 +30,8 @@ class Table:
         widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
         lines = [self.title, ""]
         for number, row in enumerate(cells):
-            first, *rest = (value.ljust(width) if not index else value.rjust(width) for index, (value, width) in enumerate(zip(row, widths, strict=True)))
-            lines.append("  " + "  ".join([first, *rest]))
+            padded = [value.rjust(width) for value, width in zip(row, widths, strict=True)]
+            lines.append("  " + "  ".join([row[0].ljust(widths[0]), *padded[1:]]))
             if not number:
                 lines.append("  " + "  ".join("-" * width for width in widths))
         return "\n".join([*lines, *("  " + note for note in self.notes), ""])

@@ -86,9 +86,9 @@ def records(server: RedisServer, *, sizes: tuple[int, ...]) -> list[Table]:
                 there += 1
             grown = int(client.info("memory")["used_memory"]) - base
             name = next(client.scan_iter(count=10))
-            memory.rows.append([
-                size, grown / size, len(name), int(client.strlen(name)), grown / size - len(name) - int(client.strlen(name))
-            ])
+            memory.rows.append(
+                [size, grown / size, len(name), int(client.strlen(name)), grown / size - len(name) - int(client.strlen(name))]
+            )
             client.config_resetstat()
             timed = [_one(store, next(numbers)) for _ in range(1000)]
             there += 1000

@@ -29,16 +29,18 @@ def throughput(title: str, contestants: Sequence[Contestant], *, tasks: int, rou
     rates = [[one.rate for one in result] for result in results]
     published = [[one.publish for one in result] for result in results]
     for index, contestant in enumerate(contestants):
-        table.rows.append([
-            contestant.title,
-            median(rates[index]),
-            spread(rates[index]),
-            paired(rates[index], rates[0]),
-            median([one.main for one in results[index]]),
-            median([one.children for one in results[index]]),
-            median(published[index]),
-            paired(published[0], published[index]),
-        ])
+        table.rows.append(
+            [
+                contestant.title,
+                median(rates[index]),
+                spread(rates[index]),
+                paired(rates[index], rates[0]),
+                median([one.main for one in results[index]]),
+                median([one.children for one in results[index]]),
+                median(published[index]),
+                paired(published[0], published[index]),
+            ]
+        )
     return table
 
 

@@ -271,7 +271,7 @@ def guarded_end(demo: Demo, options: argparse.Namespace, started: float) -> int:
     first = demo.figures()
     balanced = ledger_after_day(screen, first, demo.crew, key)
     replay = demo.mend_and_replay()
-    codes = stop(demo.crew, patience=15)
+    codes = stop(demo.crew, patience=40)
     second = demo.figures()
     balanced = ledger_after_replay(screen, second, first, codes, key) and balanced and replay == 0
     final_word(screen, balanced, time.monotonic() - started, options)
@@ -306,7 +306,7 @@ def safe(url: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; Ctrl-C and SIGTERM clean up as a normal end does."""
     options = parse(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         return run(options, Screen())

@@ -332,7 +332,7 @@ class Figures:
         for letter in self.letters:
             groups.setdefault((letter.reason, letter.error), []).append(letter)
         return [
-            (reason, error, len(found), len({letter.order_id for letter in found} - {None}))
+            (reason, error, len(found), len({letter.order_id for letter in found} & self.accepted.orders.keys()))
             for (reason, error), found in sorted(groups.items(), key=lambda item: -len(item[1]))
         ]
 

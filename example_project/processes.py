@@ -52,9 +52,21 @@ def end(process: subprocess.Popen[str], patience: float = 5.0) -> None:
 
 def processes() -> list[tuple[int, int, int]]:
     """Return process id, parent and process group of every process of this project."""
+    if Path("/proc/self/stat").exists():  # slim images have no ps
+        return [found for entry in Path("/proc").iterdir() if entry.name.isdigit() and (found := _from_proc(entry)) is not None]
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,pgid=,command="], capture_output=True, text=True, check=True).stdout
     ours = (line.split(None, 3) for line in listing.splitlines() if "example_project" in line)
     return [(int(pid), int(parent), int(group)) for pid, parent, group, _ in ours]
+
+
+def _from_proc(entry: Path) -> tuple[int, int, int] | None:
+    try:
+        if b"example_project" not in (entry / "cmdline").read_bytes():
+            return None
+        _, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]  # the name before it may hold spaces
+    except (OSError, ValueError):  # it has ended meanwhile
+        return None
+    return int(entry.name), int(parent), int(group)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, step: float = 0.05) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -12,7 +13,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from ..errors import GuardrailsConfigError, PublishFailed
-from ..policy.delivery import Delivery
+from ..policy.delivery import TRAVEL_HEADER, Delivery
 from ..policy.refusal import refusal
 from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict
 from .app import Guardrails, ensure_guardrails
@@ -52,10 +53,9 @@ class GuardedRequest(Request):
         self._request_dict[DELIVERY_FIELD] = self.delivery
 
     def _identify(self) -> tuple[str | None, str | None]:
-        from ..policy.delivery import Travel
-
-        if Travel.from_headers(self._request_dict).key is not None:
-            return None, None
+        travel = self._request_dict.get(TRAVEL_HEADER)
+        if isinstance(travel, (dict, Mapping)) and isinstance(travel.get("key"), str):
+            return None, None  # it travelled with the message
         key, fingerprint = self._task.guard_options.identify(self._args, self._kwargs)
         return key, fingerprint
 
@@ -68,6 +68,12 @@ class GuardedRequest(Request):
         super().on_accepted(pid, time_accepted)
         # after Celery counts it as active: the renewal's thread, coming in between, would take it for one that has ended
         state.live[self.delivery.holder] = self
+
+    def acknowledge(self) -> None:
+        """The end of it, so there is nothing left to renew."""
+        if self._task.acks_late:
+            state.live.pop(self.delivery.holder, None)
+        super().acknowledge()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard limit is a failed attempt: the policy decides whether it is tried again."""

@@ -28,11 +28,26 @@ class Renewal(bootsteps.StartStopStep):
         super().__init__(c, **kwargs)
         self._rails = ensure_guardrails(c.app)
         self._background = Background("guardrails-renewal", self._round)
+        self._qos: Any = None
 
     def start(self, c: Any) -> None:
-        """Start with the consumer; does nothing after a reconnect."""
+        """Start with the consumer; after a reconnect the threads run already."""
         state.consumer = c
+        self._give_back(getattr(c.task_consumer.channel, "qos", None))
         self._background.start()
+
+    def _give_back(self, qos: Any) -> None:
+        """On Redis, put back what the connection held that broke.
+
+        kombu does so when it closes the channel, which fails while the server is away (virtual/base.py,
+        ``restore_unacked_once``): the messages would wait for the visibility timeout, an hour by default. What still
+        runs in a child is delivered a second time by it; the key's lease sees to that.
+        """
+        lost = self._qos
+        if lost is not None and lost is not qos and hasattr(qos, "restore_by_tag"):
+            for tag in tuple(lost._delivered):
+                qos.restore_by_tag(tag, leftmost=True)
+        self._qos = qos
 
     def stop(self, c: Any) -> None:
         """Nothing: running tasks are waited for after the consumer has stopped, and keep their leases."""

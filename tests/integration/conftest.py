@@ -5,7 +5,6 @@ The tests of such a module keep out of each other's way by the names of their ef
 
 from __future__ import annotations
 
-import gc
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +77,6 @@ def shared_deploy(
         return deployment
 
     yield start
-    gc.collect()  # results unsubscribe when they go, and would call for a server that has gone before
     for deployment in deployed:
         deployment.close()
 

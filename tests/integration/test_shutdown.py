@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
-import pytest
-
 from celery_guardrails.policy.lease import RecordState
-from tests.support import eventually
+from tests.support import consistently, eventually
 
 
 def starts(app):
@@ -64,20 +64,26 @@ def test_sigterm_in_the_middle_of_short_tasks_ends_each_one_that_began(deploy):
     assert uncharged(app)
 
 
-@pytest.mark.brokers("redis")
-def test_what_waits_for_a_free_thread_at_sigterm_does_not_start_any_more(deploy):
-    app = deploy(worker_prefetch_multiplier=8)
-    worker = app.worker(pool="threads", concurrency=1)
-    for number in range(6):
-        app.send("effect", f"n{number}", 1.0)
-    app.ledger.wait("start")
-    # all six are in the queue of the thread pool, which Celery would work off before it ends
-    worker.wait_log(r"Task testapp\.effect\[.*\] received", times=6)
+def test_what_was_on_its_way_to_a_child_at_sigterm_does_not_start_any_more(deploy):
+    app = deploy()
+    worker = app.worker(concurrency=1, loglevel="DEBUG")
+    assert app.send("effect", "warm").get(timeout=20)
+    (child,) = worker.children()
+    before = len(worker.wait_log("TaskPool: Apply"))
+    os.kill(child, signal.SIGSTOP)  # a child that is slow to look into its pipe
+    app.send("effect", "a", 1.0)
+    worker.wait_log("TaskPool: Apply", times=before + 1)
+    consistently(worker.alive, 0.3)  # the next turn of the loop writes it
     worker.terminate()
-    assert worker.wait(30) == 0
-    assert app.ledger.count(event="start") == app.ledger.count(event="end") <= 2
-    eventually(lambda: app.depth() == 6 - app.ledger.count(), 10)
-    assert uncharged(app)
+    worker.wait_log("Warm shutdown")
+    os.kill(child, signal.SIGCONT)
+    assert worker.wait(40) == 0
+    assert app.ledger.count("a", "start") == 0
+    assert app.guardrails.lookup("effect:a") is None, "not even claimed"
+    assert app.depth() == 1
+    app.worker(concurrency=1)
+    (start,) = app.ledger.wait("start", "a")
+    assert (start.fields["attempt"], start.fields["crashes"]) == (1, 0)
 
 
 def test_what_still_runs_when_the_drain_time_is_over_is_handed_back_at_once_and_not_charged(deploy):

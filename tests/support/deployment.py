@@ -110,4 +110,10 @@ class Deployment:
 
     def close(self) -> None:
         """Close the publisher's connections."""
+        consumer: Any = getattr(self.app.backend, "result_consumer", None)
+        if getattr(consumer, "subscribed_to", None):
+            # A result that is garbage unsubscribes, whenever it is collected: then the server may have gone, and it waits for it.
+            consumer.stop()
+            consumer.subscribed_to.clear()
+            consumer._pubsub = None
         self.app.close()

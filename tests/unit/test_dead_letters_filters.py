@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_guardrails.dead_letters import Filter
@@ -121,6 +121,7 @@ def test_a_rate_that_is_no_number_above_zero_is_refused(rate):
         Pace(FakeClock(), rate)
 
 
+@settings(deadline=None)
 @given(rate=st.floats(0.1, 2000), work=st.lists(st.floats(0, 0.01), min_size=2, max_size=60))
 def test_steps_are_evenly_spaced_and_never_faster_than_the_rate(rate, work):
     clock = FakeClock(0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -22,6 +22,7 @@ def ids_in(kit: Kit, queue: str) -> Counter[str]:
     return Counter(message.headers["id"] for message in kit.broker.messages(queue))
 
 
+@settings(deadline=None)
 @given(letters=st.integers(1, 12), deaths=st.lists(st.integers(1, 30), max_size=6))
 def test_a_replay_killed_anywhere_and_run_again_loses_nothing(letters, deaths):
     kit = Kit()
@@ -51,6 +52,7 @@ def test_a_replay_killed_anywhere_and_run_again_loses_nothing(letters, deaths):
     assert sum(live.values()) - letters <= killed  # a death repeats one message at most
 
 
+@settings(deadline=None)
 @given(letters=st.integers(1, 8), after=st.integers(0, 20))
 def test_two_replays_at_once_lose_nothing(letters, after):
     kit = Kit()
@@ -158,6 +160,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
+TestLife.settings = settings(deadline=None)
 
 
 def test_the_kill_test_can_fail():

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_guardrails.dead_letters import KombuDecoder
@@ -19,7 +19,7 @@ from celery_guardrails.dead_letters import decoder as decoder_module
 from celery_guardrails.dead_letters.letter import DeadLetter, read_letter
 from celery_guardrails.dead_letters.redaction import HIDDEN, hide_secrets
 from celery_guardrails.policy.deadletter import DeathCertificate
-from celery_guardrails.policy.delivery import DEAD_LETTER_HEADER, RawMessage
+from celery_guardrails.policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, RawMessage, Travel
 from tests.support.dead_letters import certificate_for, task_message
 
 JSON = KombuDecoder(["json"])
@@ -53,6 +53,12 @@ def test_our_certificate_is_read_as_it_was_written():
     assert letter.died_at == 1_899_990_000.0
     assert letter.size == len(message.body)
     assert not letter.hopeless
+
+
+def test_replays_are_counted_by_whichever_header_knows_of_more():
+    message = task_message().with_headers(**{TRAVEL_HEADER: Travel(replays=2).to_header()})
+    assert letter_of(dead(message, replays=0)).replays == 2
+    assert letter_of(dead(message, replays=3)).replays == 3
 
 
 def test_a_letter_without_a_key_goes_by_its_task_id():
@@ -126,6 +132,7 @@ _headers = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(
     body=st.binary(max_size=64),
     content_type=st.sampled_from([None, "", "application/json", "application/data", "application/x-python-serialize", "a/b"]),

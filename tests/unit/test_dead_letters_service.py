@@ -155,13 +155,22 @@ def test_letters_are_replayed_by_identifier_or_task_id_and_what_is_not_found_is_
     assert len(kit.ids()) == 1
 
 
+def test_the_search_ends_when_every_letter_that_was_named_is_found(kit):
+    for _ in range(9):
+        kit.bury()
+    seen = []
+    assert kit.service.replay(ids=kit.ids()[2:4], on_progress=seen.append).replayed == 2
+    assert len(seen) == 4
+
+
 def test_the_limit_counts_what_is_replayed_not_what_is_skipped(kit):
     for _ in range(3):
         kit.bury(replays=3)
+    kit.bury(reason="undecodable")
     for _ in range(3):
         kit.bury()
     report = kit.service.replay(Filter(limit=2))
-    assert (report.replayed, report.skipped_max_replays) == (2, 3)
+    assert (report.replayed, report.skipped_max_replays, report.skipped_hopeless) == (2, 3, 1)
     assert kit.broker.depth("celery") == 2
 
 

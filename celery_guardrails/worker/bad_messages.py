@@ -123,7 +123,13 @@ class BadMessages(bootsteps.StartStopStep):
         """An item of a Redis list that is no message at all; it has left the list already."""
         certificate = self._certificate("undecodable", exc, queue, headers={}, exchange="", routing_key=queue)
         broker: Any = self._rails.broker
-        broker.dead_letter_raw(payload, queue, certificate)
+        try:
+            broker.dead_letter_raw(payload, queue, certificate)
+        except PublishFailed as failed:
+            # No longer in Redis and not in the dead letter queue: this process is the only one that has it.
+            logger.error("garbage from %s is held in memory, it could not be dead-lettered: %r", queue, failed)
+            self._consumer.timer.call_after(_AGAIN, self._on_garbage, (payload, queue, exc))
+            return
         self._rails.emit(events.DeadLettered(queue, certificate))
 
     def _certificate(

@@ -33,28 +33,35 @@ class Drain(bootsteps.Step):
         super().__init__(w, **kwargs)
         self._rails = ensure_guardrails(w.app)
         _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
-        self._timer: threading.Timer | None = None
+        self._told = threading.Event()
+        self._over = threading.Event()
         stopping.reset()
         state.killing = False
+        signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
         signals.worker_shutdown.connect(self.on_shutdown, weak=False)
         self._pid = os.getpid()
         atexit.register(self._at_exit)
+
+    def on_ready(self, **_: Any) -> None:
+        """Start to listen. Not in the signal's handler: it may have interrupted the start of another thread, and its lock."""
+        threading.Thread(target=self._wait, name="guardrails-drain", daemon=True).start()
+
+    def _wait(self) -> None:
+        self._told.wait()
+        if not self._over.wait(self._rails.settings.drain_seconds):
+            self._time_is_up()
 
     def on_shutting_down(self, how: str = "Warm", **_: Any) -> None:
         """SIGTERM, SIGQUIT or SIGINT has come."""
         stopping.set_stopping()
         if how == "Cold":
             state.killing = True  # Celery kills the children now: that is no crash of theirs
-        if self._timer is None:
-            self._timer = threading.Timer(self._rails.settings.drain_seconds, self._time_is_up)
-            self._timer.daemon = True
-            self._timer.start()
+        self._told.set()
 
     def on_shutdown(self, **_: Any) -> None:
         """The pool is gone: what it did not finish starts at once elsewhere, and does not wait for its lease to end."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._over.set()
         left = list(state.live.values())
         state.live.clear()
         for request in left:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
+from amqp import spec
 
 from ...errors import PublishFailed
 
@@ -59,6 +60,7 @@ class Session:
             raise PublishFailed(f"{what}: other threads have kept the connection busy for {2 * self._timeout:g} s")
         try:
             if time.monotonic() - self._used > _IDLE:
+                self._say_goodbye()
                 self.drop()
             fresh = self._connection is None
             try:
@@ -158,6 +160,12 @@ class Session:
     def _discard(self, channel: Any) -> None:
         with contextlib.suppress(amqp_errors.AMQPError, OSError, AttributeError):
             channel.close()
+
+    def _say_goodbye(self) -> None:
+        """Ask to close without waiting for the answer, or each connection replaced is a warning in RabbitMQ's log."""
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.connection.send_method(spec.Connection.Close, "BsBB", (0, "idle", 0, 0))
 
     def drop(self, *, politely: bool = False) -> None:
         """Forget the connection."""

@@ -154,8 +154,10 @@ class Guard:
         if isinstance(verdict, Complete) and isinstance(outcome, Returned):
             if self._complete(delivery, claim, outcome.value, retention):
                 return verdict
-            self.emit(events.LeaseTaken(delivery.task_name, delivery.task_id, delivery.key))
-            verdict = self._decide(delivery, claim, LeaseGone(), limits)
+            verdict = self._overtaken(delivery, claim, limits)
+        elif isinstance(verdict, (DeadLetterNow, Fail)) and claim.state is ClaimState.CLAIMED and not self._still_held(delivery):
+            # A process that was paused and has woken up must not bury what another one runs, or has completed.
+            verdict = self._overtaken(delivery, claim, limits)
         report = error or ErrorReport()
         if isinstance(verdict, RetryIn):
             # The charge first: were the copy published first, a crash in between would leave two messages and no charge.
@@ -222,6 +224,15 @@ class Guard:
 
     def _decide(self, delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits) -> Verdict:
         return decide(delivery, claim, outcome, limits, now=self.clock.now(), fraction=self.clock.fraction())
+
+    def _overtaken(self, delivery: Delivery, claim: Claim, limits: Limits) -> Verdict:
+        self.emit(events.LeaseTaken(delivery.task_name, delivery.task_id, delivery.key))
+        return self._decide(delivery, claim, LeaseGone(), limits)
+
+    def _still_held(self, delivery: Delivery) -> bool:
+        """Whether the lease is still this holder's; a store that is away does not keep a failure from being settled."""
+        answer = self._persist("renew", self.patience.release, lambda: self.store.renew([(delivery.key, delivery.holder)], self.lease))
+        return answer is None or bool(answer[0])
 
     def _complete(self, delivery: Delivery, claim: Claim, value: Any, retention: float) -> bool:
         result = self.codec.encode(value, delivery.task_id)

@@ -162,7 +162,7 @@ def test_a_dead_letter_is_written_before_the_lease_is_dropped(bench: Bench) -> N
     bench.log.clear()
     report = ErrorReport("app.Declined", "no", 'Traceback\n  File "/x/app.py", line 3, in charge\n', "own")
     assert bench.guard.settle(delivery, claim, HOPELESS, LIMITS, error=report) == DeadLetterNow("permanent", 1)
-    assert bench.log == ["dead_letter", "release"]
+    assert bench.log == ["renew", "dead_letter", "release"]
     message, certificate = dead(bench)
     assert (message.body, message.headers["mine"], message.content_type) == (b"body", 1, "application/json")
     assert (certificate.reason, certificate.error, certificate.message) == ("permanent", "app.Declined", "no")
@@ -227,6 +227,15 @@ def test_a_store_that_is_away_lets_the_message_run_where_the_setting_says_open(b
     assert not verdict.guarded
 
 
+def test_a_failure_of_an_unguarded_run_is_dead_lettered_all_the_same(bench: Bench) -> None:
+    limits = Limits(store_failure="open")
+    delivery = bench.delivery()
+    bench.down.add("claim")
+    _, claim = bench.guard.admit(delivery, limits)
+    bench.down.clear()
+    assert bench.guard.settle(delivery, claim, HOPELESS, limits) == DeadLetterNow("permanent", 1)
+
+
 def test_a_completion_waits_for_a_store_that_is_away(bench: Bench) -> None:
     delivery = bench.delivery()
     _, claim = bench.guard.admit(delivery, LIMITS)
@@ -264,6 +273,16 @@ def test_a_holder_that_lost_its_lease_leaves_the_others_result(bench: Bench) -> 
     verdict, _ = bench.guard.admit(bench.delivery("third"), LIMITS)
     assert isinstance(verdict, Replay)
     assert bench.guard.codec.decode(verdict.result) == "theirs"
+
+
+def test_a_holder_that_lost_its_lease_does_not_bury_what_another_runs(bench: Bench) -> None:
+    slow, quick = bench.delivery("slow"), bench.delivery("quick")
+    _, old = bench.guard.admit(slow, LIMITS)
+    bench.clock.advance(61)
+    _, new = bench.guard.admit(quick, LIMITS)
+    assert isinstance(bench.guard.settle(slow, old, HOPELESS, LIMITS), HandBack)
+    assert not list(bench.broker.browse("q.dead"))
+    assert bench.guard.settle(quick, new, Returned("theirs"), LIMITS) == Complete()
 
 
 def test_a_conflict_is_dead_lettered_and_the_holder_is_left_alone(bench: Bench) -> None:

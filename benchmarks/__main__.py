@@ -41,8 +41,8 @@ class Bench:
     def __init__(self, directory: Path, stack: ExitStack, *, quick: bool, tasks: int | None, rounds: int | None) -> None:
         self.directory = directory
         self.quick = quick
-        self.tasks = tasks or (1000 if quick else 4000)
-        self.rounds = rounds or (2 if quick else 5)
+        self.tasks = tasks or (600 if quick else 2000)
+        self.rounds = rounds or (2 if quick else 9)
         self._stack = stack
         self._servers: dict[str, Any] = {}
 
@@ -140,8 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Guarded tasks against plain Celery.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="less of everything: a smoke test of the benchmark, not a measurement")
-    parser.add_argument("--tasks", type=int, help="tasks a round (default 4000)")
-    parser.add_argument("--rounds", type=int, help="rounds (default 5)")
+    parser.add_argument("--tasks", type=int, help="tasks a round (default 2000)")
+    parser.add_argument("--rounds", type=int, help="rounds (default 9)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     chosen = parser.parse_args(argv)
     unknown = set(chosen.parts) - set(PARTS)

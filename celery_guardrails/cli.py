@@ -9,6 +9,7 @@ import copy
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -20,6 +21,7 @@ from .dead_letters.filters import Filter
 from .dead_letters.pace import parse_rate
 from .dead_letters.render import (
     failure_lines,
+    fields_text,
     group_data,
     letter_data,
     letter_text,
@@ -30,7 +32,6 @@ from .dead_letters.render import (
     record_data,
     replay_lines,
     report_data,
-    shown,
     table,
 )
 from .dead_letters.reports import DiscardReport, OnProgress, Progress, ReplayReport
@@ -152,10 +153,6 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="Move nothing, on
 _ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
 
 
-def _where(service: DeadLetters, options: Mapping[str, Any]) -> Filter:
-    return Filter.parse(now=service.now(), **options)
-
-
 # -- commands -----------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +175,7 @@ def dead_letters() -> None:
 def list_(as_json: bool, **options: Any) -> None:
     """List dead letters, the oldest of each queue first."""
     service = _service()
-    letters = service.list(_where(service, options))
+    letters = service.list(Filter.parse(now=service.now(), **options))
     if as_json:
         _echo_array(letter_data(letter) for letter in letters)
         return
@@ -204,7 +201,7 @@ def list_(as_json: bool, **options: Any) -> None:
 def groups(as_json: bool, **options: Any) -> None:
     """Show dead letters in groups of one reason and one error, the largest first."""
     service = _service()
-    found = service.groups(_where(service, options))
+    found = service.groups(Filter.parse(now=service.now(), **options))
     if as_json:
         _echo_array(group_data(group) for group in found)
         return
@@ -250,12 +247,12 @@ def replay(
 ) -> None:
     """Put dead letters back into their queues: the same task id and key, fresh attempts.
 
-    Without IDs and options: all of them. A key that completed meanwhile is not run again. Letters that nobody could
+    Without IDs and options: all. A key that completed meanwhile is not run again. Letters that nobody could
     read (undecodable, invalid, no task message at all) are skipped unless asked for by ID or --reason. Each is
     published with a confirm before it is removed: after a crash, just run it again.
     """
     service = _service()
-    where, pace = _where(service, options), parse_rate(rate)
+    where, pace = Filter.parse(now=service.now(), **options), parse_rate(rate)
     with _progress_bar("replaying", hidden=as_json or dry_run) as on_progress:
         report = service.replay(
             where, ids=ids, dry_run=dry_run, rate=pace, to_queue=to_queue, max_replays=max_replays, on_progress=on_progress
@@ -278,7 +275,7 @@ def replay(
 def discard(ids: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Remove dead letters for good, after asking. Without IDs and options: all of them."""
     service = _service()
-    where = _where(service, options)
+    where = Filter.parse(now=service.now(), **options)
     if not (yes or dry_run):
         number = service.discard(where, ids=ids, dry_run=True).total
         if number:
@@ -305,9 +302,8 @@ def lookup(key: str, as_json: bool) -> None:
     elif data is None:
         click.echo(f"there is no record of {printable(key)}", err=True)
     else:
-        width = max(map(len, data))
-        for name, value in data.items():
-            click.echo(f"{name.replace('_', ' ').ljust(width)}  {shown(value)}")
+        for line in fields_text(data):
+            click.echo(line)
     if data is None:
         click.get_current_context().exit(1)
 
@@ -371,24 +367,24 @@ def _leave(report: ReplayReport | DiscardReport) -> None:
         click.get_current_context().exit(1)
 
 
-def _is_terminal() -> bool:
-    return sys.stderr.isatty()
-
-
 @contextmanager
 def _progress_bar(label: str, *, hidden: bool) -> Iterator[OnProgress | None]:
     """Show a bar on a terminal, and say how far it came when it is interrupted."""
-    last = Progress(0, 0, 0, 0, 0)
-    bar: Any = None
+    last, drawn, bar, due = Progress(0, 0, 0, 0, 0), 0, None, 0.0
+
+    def draw() -> None:
+        nonlocal drawn, due
+        if bar is not None:
+            bar.update(last.looked_at - drawn)
+            drawn, due = last.looked_at, time.monotonic() + 0.1
 
     def on_progress(progress: Progress) -> None:
         nonlocal last, bar
-        if not hidden and _is_terminal():
-            if bar is None:
-                bar = click.progressbar(length=progress.total, label=label, file=sys.stderr, show_pos=True)
-                bar.__enter__()
-            bar.update(progress.looked_at - last.looked_at)
         last = progress
+        if bar is None and not hidden and sys.stderr.isatty():
+            bar = click.progressbar(length=progress.total, label=label, file=sys.stderr, show_pos=True).__enter__()
+        if time.monotonic() >= due:
+            draw()
 
     try:
         yield on_progress
@@ -397,4 +393,5 @@ def _progress_bar(label: str, *, hidden: bool) -> Iterator[OnProgress | None]:
         raise
     finally:
         if bar is not None:
+            draw()
             bar.__exit__(None, None, None)

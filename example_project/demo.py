@@ -29,7 +29,7 @@ from .report import final_word, ledger_after_day, ledger_after_replay, plain_led
 from .screen import Screen
 
 #: Seconds after which a day that has not come to rest is over all the same, guarded and plain.
-PATIENCE = {"guarded": 80.0, "plain": 75.0}
+PATIENCE = {"guarded": 80.0, "plain": 90.0}
 #: Plain Celery never comes to rest (the poison order goes round for ever): its day is over when the gateway has had no call
 #: for longer than the longest retry wait.
 SILENCE = 11.0

@@ -35,9 +35,14 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )
 if not app.conf.broker_url.startswith("amqp"):
-    # What a worker had taken when it was killed comes back after the visibility timeout, at the next sweep. Kombu's defaults
-    # (an hour, a sweep every 100 s) would outlast the demo.
-    app.conf.broker_transport_options = {"visibility_timeout": 10, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    # What a worker had taken when it was killed comes back after the visibility timeout, at the next sweep, unless the sweep's lock
+    # died with it. Kombu's defaults (an hour, a sweep every 100 s, 5 minutes for the lock) would outlast the demo.
+    app.conf.broker_transport_options = {
+        "visibility_timeout": 10,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 3,
+    }
 else:
     app.conf.broker_transport_options = {"confirm_publish": True}
 

@@ -17,6 +17,7 @@ from .reports import DiscardReport, Group, ReplayReport
 
 __all__ = [
     "failure_lines",
+    "fields_text",
     "group_data",
     "letter_data",
     "letter_text",
@@ -155,13 +156,17 @@ def letter_text(letter: DeadLetter) -> Iterator[str]:
     """Yield the lines that show one letter to people."""
     data = letter_data(letter, full=True)
     traceback = data.pop("traceback")
-    width = max(map(len, data))
-    for name, value in data.items():
-        if value is not None:
-            yield f"{name.replace('_', ' ').ljust(width)}  {shown(value)}"
+    yield from fields_text({name: value for name, value in data.items() if value is not None})
     if traceback:
         yield ""
         yield from printable(traceback, lines=True).rstrip().split("\n")
+
+
+def fields_text(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each field of one of the mappings here."""
+    width = max(map(len, data))
+    for name, value in data.items():
+        yield f"{name.replace('_', ' ').ljust(width)}  {shown(value)}"
 
 
 def group_data(group: Group) -> dict[str, Any]:

@@ -170,6 +170,7 @@ def test_a_redis_without_memory_refuses_and_nothing_is_lost(private_redis, queue
     server = private_redis()
     with closing(connect(server.url())) as port:
         port.delay(MESSAGE, queue, 0.01)
+        eventually(lambda: port.pump(0) == (0, 0))
         server.client().config_set("maxmemory", "1")
         for publish in (port.send, lambda m, q: port.delay(m, q, 5), lambda m, q: port.dead_letter(m, q, CERTIFICATE)):
             with pytest.raises(PublishFailed):

@@ -163,11 +163,10 @@ def test_the_original_comes_back_byte_for_byte(deploy) -> None:
     assert Travel.from_headers(found.headers).replays == 1
 
 
+@pytest.mark.brokers("amqp")  # Redis lets nothing die by itself
 def test_what_the_broker_itself_dead_lettered_is_replayed_too(deploy) -> None:
     """Quorum and classic queues with our DLX: an expired message, with the broker's own x-death header."""
     shop = deploy()
-    if shop.broker.kind != "amqp":
-        pytest.skip("Redis lets nothing die by itself")
     rails = shop.guardrails
     with shop.broker.connection() as connection:
         channel = connection.default_channel

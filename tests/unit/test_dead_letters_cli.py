@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -423,7 +424,7 @@ def test_a_terminal_gets_a_progress_bar_and_a_pipe_does_not(shop, monkeypatch):
         return bars[-1]
 
     monkeypatch.setattr("celery_guardrails.cli.click.progressbar", remembered)
-    monkeypatch.setattr("celery_guardrails.cli._is_terminal", lambda: True)
+    monkeypatch.setattr("celery_guardrails.cli.sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True), stdout=sys.stdout))
     shop.letters("replay")
     assert [(bar.length, bar.pos) for bar in bars] == [(3, 3)]
     shop.bury()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
-from amqp import spec
 
 from ...errors import PublishFailed
 
@@ -21,6 +20,8 @@ T = TypeVar("T")
 #: Seconds after which an unused connection is replaced rather than trusted: it has no heartbeat, and on one that a firewall
 #: has forgotten a publish would wait for its whole timeout.
 _IDLE = 60.0
+#: Seconds the broker has to answer to the end of a connection.
+_FAREWELL = 1.0
 #: Bytes of a content header frame besides the properties: frame head and end (8), class, weight and body size (12).
 _FRAME_OVERHEAD = 20
 
@@ -60,8 +61,7 @@ class Session:
             raise PublishFailed(f"{what}: other threads have kept the connection busy for {2 * self._timeout:g} s")
         try:
             if time.monotonic() - self._used > _IDLE:
-                self._say_goodbye()
-                self.drop()
+                self.drop(politely=True)
             fresh = self._connection is None
             try:
                 return self._attempt(what, operation)
@@ -161,19 +161,18 @@ class Session:
         with contextlib.suppress(amqp_errors.AMQPError, OSError, AttributeError):
             channel.close()
 
-    def _say_goodbye(self) -> None:
-        """Ask to close without waiting for the answer, or each connection replaced is a warning in RabbitMQ's log."""
-        if self._connection is not None:
-            with contextlib.suppress(Exception):
-                self._connection.connection.send_method(spec.Connection.Close, "BsBB", (0, "idle", 0, 0))
-
     def drop(self, *, politely: bool = False) -> None:
-        """Forget the connection."""
+        """Forget the connection; politely: with a farewell, or RabbitMQ logs a warning, that may take a second."""
         connection, self._connection, self._publishing, self._scratch = self._connection, None, None, None
         self.bound.clear()
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.release() if politely else connection.collect()
+        if connection is None:
+            return
+        with contextlib.suppress(Exception):
+            if politely:
+                connection.connection.sock.settimeout(_FAREWELL)
+                connection.release()
+        with contextlib.suppress(Exception):
+            connection.collect()
 
     def close(self) -> None:
         """Close the connection; the next operation opens another."""

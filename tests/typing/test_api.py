@@ -1,0 +1,54 @@
+"""The public API as types: mypy reads this file (``make lint``), pytest runs it."""
+
+from __future__ import annotations
+
+import celery_guardrails as api
+from celery_guardrails import Classification, Execution, Guardrails, QueueFull, RetryableError, RetryPolicy, classify
+
+
+def check_policy() -> RetryPolicy:
+    policy = RetryPolicy(max_attempts=8, base=1.0, cap=600.0, jitter="full", deadline=3600.0)
+    delay: float = policy.delay(1, 0.5)
+    assert 0 <= delay <= policy.cap
+    return policy
+
+
+def check_classification() -> None:
+    answer: Classification = classify(ConnectionError("gone"))
+    kind: str = answer.kind
+    wait: float | None = answer.retry_after
+    assert (kind, wait) == ("retryable", None)
+
+
+def check_errors() -> None:
+    busy = RetryableError("busy", retry_after=2.5)
+    wait: float | None = busy.retry_after
+    full = QueueFull("celery", depth=5, limit=4, retry_after=1.0)
+    depth: int = full.depth
+    assert (wait, depth) == (2.5, 5)
+
+
+def check_execution(now: Execution) -> None:
+    left: float | None = now.remaining()
+    stop: bool = now.should_stop()
+    parts: tuple[str, int, int, int, float | None] = (now.key, now.fence, now.attempt, now.deliveries, now.deadline)
+    assert (left, stop, parts) == (None, False, ("k", 1, 1, 1, None))
+
+
+def check_guardrails() -> None:
+    rails: Guardrails = Guardrails(lease_seconds=30)
+    assert isinstance(rails, Guardrails)
+
+
+def test_the_types_of_the_api_are_what_they_say() -> None:
+    check_policy()
+    check_classification()
+    check_errors()
+    check_execution(Execution("k", 1, 1, 1, None))
+    check_guardrails()
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(api.__all__) == sorted(set(api.__all__))
+    for name in api.__all__:
+        assert getattr(api, name).__doc__, name

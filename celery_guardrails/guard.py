@@ -12,7 +12,7 @@ from typing import Any
 from . import events
 from .errors import PublishFailed, StoreUnavailable
 from .policy.deadletter import DeathCertificate, error_fingerprint
-from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel
+from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel, of_one_delivery
 from .policy.lease import Claim, ClaimState, Record
 from .policy.refusal import refusal
 from .policy.verdict import (
@@ -38,11 +38,6 @@ from .policy.verdict import (
 from .ports import Broker, Clock, IdempotencyStore, ResultCodec
 
 __all__ = ["ErrorReport", "Guard", "Patience"]
-
-#: x-death makes RabbitMQ take a message that waits twice for a cycle, which it drops without a word;
-#: x-delivery-count is of another life of the message.
-_BROKER_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
-_BROKER_PREFIXES = ("x-first-death-", "x-last-death-")
 
 
 @dataclass(frozen=True)
@@ -363,7 +358,7 @@ def _copy(delivery: Delivery, travel: Travel, *, retries: int | None = None) -> 
         raise PublishFailed(f"{delivery.task_name}[{delivery.task_id}] has no message to publish again: it did not come from a broker")
     headers: dict[str, Any] = {TRAVEL_HEADER: travel.to_header()}
     for name in delivery.raw.headers:
-        if name in _BROKER_HEADERS or name.startswith(_BROKER_PREFIXES):
+        if of_one_delivery(name):
             headers[name] = None
     if retries is not None:
         headers["retries"] = max(retries, int(delivery.raw.headers.get("retries") or 0) + 1)

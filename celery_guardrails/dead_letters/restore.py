@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, RawMessage
+from ..policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, TRAVEL_HEADER, RawMessage, of_one_delivery
 from .letter import DeadLetter
 
 __all__ = ["restored"]
 
-#: Of the message's past life: RabbitMQ drops a message whose ``x-death`` looks like a cycle, and counts deliveries on.
-_BROKER_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
-_BROKER_PREFIXES = ("x-first-death-", "x-last-death-")
-#: Properties that a dead letter cannot carry (it would expire, or be refused) stand in headers that begin with this.
-_ORIGINAL = "guardrails-original-"
-#: Of those, what is put back. An expiration is cleared, like ``expires``; CC and BCC would make copies for queues that had theirs.
-_PUT_BACK = {f"{_ORIGINAL}delivery-mode": "delivery_mode", f"{_ORIGINAL}user-id": "user_id"}
+#: Of what stands in headers because a dead letter cannot carry it, what is put back. An expiration is cleared, like
+#: ``expires``; CC and BCC would make copies for queues that had theirs.
+_PUT_BACK = {f"{ORIGINAL_PREFIX}delivery-mode": "delivery_mode", f"{ORIGINAL_PREFIX}user-id": "user_id"}
 
 
 def restored(letter: DeadLetter, *, now: float) -> RawMessage:
@@ -36,7 +32,7 @@ def restored(letter: DeadLetter, *, now: float) -> RawMessage:
     headers = {
         name: value
         for name, value in message.headers.items()
-        if name not in _BROKER_HEADERS and name != DEAD_LETTER_HEADER and not name.startswith((*_BROKER_PREFIXES, _ORIGINAL))
+        if name != DEAD_LETTER_HEADER and not of_one_delivery(name) and not name.startswith(ORIGINAL_PREFIX)
     }
     properties = {name: value for name, value in message.properties.items() if name != "expiration"}
     properties |= {name: message.headers[header] for header, name in _PUT_BACK.items() if header in message.headers}

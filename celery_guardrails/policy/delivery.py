@@ -10,12 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["DEAD_LETTER_HEADER", "TRAVEL_HEADER", "Delivery", "RawMessage", "Travel"]
+__all__ = ["DEAD_LETTER_HEADER", "ORIGINAL_PREFIX", "TRAVEL_HEADER", "Delivery", "RawMessage", "Travel", "of_one_delivery"]
 
 #: Carries key, fingerprint and counters with a message that is alive.
 TRAVEL_HEADER = "x-guardrails"
 #: Says why a message is dead; only on dead letters.
 DEAD_LETTER_HEADER = "guardrails"
+#: What a copy that waits or is dead cannot carry (an expiration would expire it) stands in headers that begin with this.
+ORIGINAL_PREFIX = "guardrails-original-"
+
+#: What the broker itself wrote on a delivery; on a message published again it would be read as the new delivery's.
+#: RabbitMQ takes an ``x-death`` of a client for its own and silently drops a message that seems to travel in a circle;
+#: x-delivery-count (quorum) and redelivered (kombu's Redis transport) would charge the new message for old deliveries.
+_DELIVERY_HEADERS = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered"})
+_DELIVERY_PREFIXES = ("x-first-death-", "x-last-death-")
+
+
+def of_one_delivery(header: str) -> bool:
+    """Return whether a header belongs to one delivery only, and must not be published again."""
+    return header in _DELIVERY_HEADERS or header.startswith(_DELIVERY_PREFIXES)
 
 
 @dataclass(frozen=True)

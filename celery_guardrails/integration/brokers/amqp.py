@@ -15,12 +15,12 @@ from kombu.common import Broadcast
 
 from ...errors import DeadLetterError
 from ...policy.deadletter import DeathCertificate
-from ...policy.delivery import RawMessage
+from ...policy.delivery import ORIGINAL_PREFIX, RawMessage
 from ...ports import QueuedLetter
 from . import delays
 from .amqp_declare import count_ready, ensure_dead_letters, ensure_queue, major_version
 from .amqp_session import Missing, Session
-from .base import ORIGINAL, KombuBroker, body_bytes, dead_headers, live_headers
+from .base import KombuBroker, body_bytes, dead_headers, live_headers
 
 __all__ = ["AmqpBroker"]
 
@@ -248,7 +248,7 @@ def _set_aside(properties: Mapping[str, Any], headers: dict[str, Any]) -> dict[s
     for name in _UNSAFE_PROPERTIES:
         value = properties.get(name)
         if value is not None and value != kept.get(name):
-            headers[ORIGINAL + name.replace("_", "-")] = value
+            headers[ORIGINAL_PREFIX + name.replace("_", "-")] = value
     return kept
 
 

@@ -11,19 +11,13 @@ from kombu.common import Broadcast
 
 from ...config import Settings
 from ...policy.deadletter import DeathCertificate
-from ...policy.delivery import DEAD_LETTER_HEADER, RawMessage
+from ...policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, RawMessage, of_one_delivery
 from ...ports import QueuedLetter
 
-__all__ = ["ORIGINAL", "KombuBroker", "body_bytes", "dead_headers", "live_headers"]
+__all__ = ["KombuBroker", "body_bytes", "dead_headers", "live_headers"]
 
-#: What the broker itself wrote on a delivery; on a message published again it would be read as the new delivery's.
-#: RabbitMQ takes an ``x-death`` of a client for its own and silently drops a message that seems to travel in a circle,
-#: x-delivery-count (quorum) and redelivered (kombu's Redis transport) would charge the new message for old deliveries.
-_DELIVERY_HEADERS = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered"})
-_DELIVERY_PREFIXES = ("x-first-death-", "x-last-death-")
 #: Sender-selected distribution: RabbitMQ would copy the message to these queues a second time.
 _ROUTING_HEADERS = frozenset({"CC", "BCC"})
-ORIGINAL = "guardrails-original-"
 
 SessionT = TypeVar("SessionT")
 
@@ -38,20 +32,16 @@ def body_bytes(message: RawMessage) -> bytes:
 
 def live_headers(message: RawMessage) -> dict[str, Any]:
     """Return the headers for a message that is to be consumed again, without those that belong to its last delivery."""
-    return {name: value for name, value in message.headers.items() if not _of_the_delivery(name) and name not in _ROUTING_HEADERS}
+    return {name: value for name, value in message.headers.items() if not of_one_delivery(name) and name not in _ROUTING_HEADERS}
 
 
 def dead_headers(message: RawMessage, certificate: DeathCertificate) -> dict[str, Any]:
     """Return the headers for a dead letter: all of the original, and why it is dead."""
     headers = {name: value for name, value in message.headers.items() if name not in _ROUTING_HEADERS}
     for name in _ROUTING_HEADERS & message.headers.keys():
-        headers[ORIGINAL + name.lower()] = message.headers[name]
+        headers[ORIGINAL_PREFIX + name.lower()] = message.headers[name]
     headers[DEAD_LETTER_HEADER] = certificate.to_header()
     return headers
-
-
-def _of_the_delivery(name: str) -> bool:
-    return name in _DELIVERY_HEADERS or name.startswith(_DELIVERY_PREFIXES)
 
 
 class KombuBroker(ABC, Generic[SessionT]):

@@ -23,6 +23,7 @@ from ..integration.app import ensure_guardrails
 from ..integration.translate import queue_of, raw_message
 from ..policy.deadletter import DeathCertificate, error_fingerprint
 from ..policy.delivery import Travel
+from .safe_pop import take_safely
 
 __all__ = ["BadMessages"]
 
@@ -52,6 +53,7 @@ class BadMessages(bootsteps.StartStopStep):
     def start(self, c: Any) -> None:
         """Prepare the channel of this connection."""
         channel = c.task_consumer.channel
+        take_safely(channel)
         _keep_wire_bytes(channel)
         _survive_garbage(channel, self._on_garbage)
 

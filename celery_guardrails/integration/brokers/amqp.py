@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,13 +172,16 @@ class AmqpBroker(KombuBroker[Session]):
         """Send what waited for a queue that was deleted, now that it is there again."""
         if not self.depth(delays.UNROUTED):
             return
+        others: Counter[str] = Counter()
         for letter in self.browse(delays.UNROUTED):
             word = letter.message.routing_key.split(".", delays.LEVELS)[-1]
             if word in words:
                 self.send(letter.message, words[word])
                 self.take(letter)
             else:
-                logger.warning("a delayed message waits in %s for queue %r, which no worker here consumes", delays.UNROUTED, word)
+                others[word] += 1
+        for word, count in others.items():
+            logger.warning("%d delayed messages wait in %s for queue %r, which is not consumed here", count, delays.UNROUTED, word)
 
     # -- reading
 

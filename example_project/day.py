@@ -97,7 +97,7 @@ class Day:
         gateway: the gateway.
         accepted: written to when garbage is put in.
         clock: returns the seconds since the day began.
-        victims: written to: the process ids of the children that are killed.
+        victims: written to: the children that are killed, by process id, and the unix time of it.
     """
 
     app: Any
@@ -106,7 +106,7 @@ class Day:
     gateway: GatewayProcess
     accepted: Accepted
     clock: Callable[[], float]
-    victims: set[int]
+    victims: dict[int, float]
     down_from: float | None = None
 
     def mishaps(self) -> list[Mishap]:
@@ -140,7 +140,7 @@ class Day:
         pid = self.fresh_caller(self.crew[0])
         if pid is None:
             return None
-        self.victims.add(pid)
+        self.victims[pid] = time.time()
         os.kill(pid, signal.SIGKILL)
         return f"kill -9 {pid}: a child of {self.crew[0].name}, in the middle of a charge"
 
@@ -149,7 +149,7 @@ class Day:
         worker = self.crew[0]
         if self.fresh_caller(worker) is None:
             return None
-        self.victims.update(worker.children())
+        self.victims.update(dict.fromkeys(worker.children(), time.time()))
         os.kill(worker.pid, signal.SIGKILL)
         return f"kill -9 {worker.pid}: the main process of {worker.name}, with charges running and others prefetched"
 

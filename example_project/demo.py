@@ -51,8 +51,8 @@ class Demo:
     environment: dict[str, str]
     charge: Any = None
     began: float = 0.0
-    #: Process ids of worker children that were killed on purpose.
-    victims: set[int] = field(default_factory=set)
+    #: Worker children that were killed on purpose, and when (unix time).
+    victims: dict[int, float] = field(default_factory=dict)
     #: Seconds the broker and the workers have been at rest.
     calm_since: float | None = None
 

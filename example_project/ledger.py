@@ -19,6 +19,10 @@ from typing import Any
 import redis
 from kombu.connection import Connection
 
+#: Seconds around an answer in which a kill counts as in between: on a busy machine a dying process still holds its connection
+#: for a moment, and a living one needs a moment to write the answer down.
+WRITING_DOWN = 0.5
+
 # -- the gateway ------------------------------------------------------------------------------------------------
 
 
@@ -31,7 +35,8 @@ class GatewayFigures:
     calls: int
     repeated: int  # calls for an order that was charged already
     unanswered: int  # ... of which nobody had had an answer yet
-    cut_off: int  # ... of which the one who had it was killed there and then
+    cut_off: int  # ... of which the one who had it was killed within WRITING_DOWN
+    needless_for: tuple[int, ...]  # ... the orders of the others
     overlaps: int  # two calls for one order at the same time
     down_calls: Mapping[int, int]  # order -> calls while the gateway was down
     answers: Mapping[str, int]
@@ -44,7 +49,7 @@ class GatewayFigures:
     @property
     def needless(self) -> int:
         """Return the calls for an order of which a living worker had been told that it is charged."""
-        return self.repeated - self.unanswered - self.cut_off
+        return len(self.needless_for)
 
     @property
     def doubled(self) -> int:
@@ -66,24 +71,25 @@ class GatewayLedger:
         """Return the unix time of the last call, 0 if there was none."""
         return float(self._db.execute("SELECT coalesce(max(at), 0) FROM calls").fetchone()[0])
 
-    def figures(self, victims: Iterable[int] = ()) -> GatewayFigures:
-        """Count everything; ``victims`` are the callers that were killed on purpose."""
+    def figures(self, victims: Mapping[int, float]) -> GatewayFigures:
+        """Count everything; ``victims`` are the callers that were killed on purpose, and when (unix time)."""
         run = self._db.execute
         told: dict[int, list[tuple[float, int]]] = {}
         for order, ended, caller in run("SELECT order_id, ended, caller FROM calls WHERE answer LIKE '200%' AND delivered"):
             told.setdefault(order, []).append((ended, caller))
-        kinds: Counter[str] = Counter()
-        killed = set(victims)
+        kinds: dict[str, list[int]] = {"unanswered": [], "cut off": [], "needless": []}
         for order, at in run("SELECT order_id, at FROM calls WHERE charged_before"):
-            knew = {caller for ended, caller in told.get(order, ()) if ended <= at}
-            kinds["unanswered" if not knew else "cut off" if knew <= killed else "needless"] += 1
+            knew = [(ended, caller) for ended, caller in told.get(order, ()) if ended <= at]
+            cut = all(abs(victims.get(caller, 0.0) - ended) <= WRITING_DOWN for ended, caller in knew)
+            kinds["unanswered" if not knew else "cut off" if cut else "needless"].append(order)
         return GatewayFigures(
             charges=dict(run("SELECT order_id, count(*) FROM charges GROUP BY order_id")),
             amount=int(run("SELECT coalesce(sum(amount), 0) FROM charges").fetchone()[0]),
             calls=int(run("SELECT count(*) FROM calls").fetchone()[0]),
-            repeated=kinds.total(),
-            unanswered=kinds["unanswered"],
-            cut_off=kinds["cut off"],
+            repeated=sum(map(len, kinds.values())),
+            unanswered=len(kinds["unanswered"]),
+            cut_off=len(kinds["cut off"]),
+            needless_for=tuple(kinds["needless"]),
             overlaps=int(
                 run(
                     "SELECT count(*) FROM calls a JOIN calls b ON a.order_id = b.order_id AND a.id < b.id"

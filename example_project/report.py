@@ -99,6 +99,8 @@ def conservation(screen: Screen, figures: Figures) -> None:
 
 def reasons(screen: Screen, figures: Figures) -> None:
     """Print the dead letters by reason."""
+    if figures.gateway.needless:
+        screen.line(f"  needless: {some(set(figures.gateway.needless_for))}", "red")
     screen.line()
     rows = [(reason, error or "–", str(letters), str(orders)) for reason, error, letters, orders in figures.reasons()]
     screen.table(("dead letters by reason", "error", "letters", "orders"), rows)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 from tests.support import RabbitNode, RedisServer
 
 from .contestant import Contestant
+from .costs import measure
 from .report import Table
 from .stores import LONG_LEASE, records, round_trips
 from .workers import publishing, throughput
@@ -110,6 +111,10 @@ class Bench:
         """Memory and claim cost by the number of records."""
         return records(self.redis("store"), sizes=(1_000, 10_000) if self.quick else (1_000, 100_000))
 
+    def costs(self) -> list[Table]:
+        """CPU of the two halves of a worker."""
+        return [measure(self.redis("costs"), self.directory, tasks=40, rounds=20 if self.quick else 100)]
+
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "redis": Bench.redis_worker,
@@ -118,6 +123,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "publish": Bench.publishing,
     "trips": Bench.round_trips,
     "records": Bench.records,
+    "costs": Bench.costs,
 }
 
 

@@ -131,7 +131,7 @@ def at_the_gateway(screen: Screen, figures: Figures, key: bool) -> None:
             ("charged more than once", f"{gateway.doubled}", f"second charges of an order ({sent})", judged(not gateway.doubled)),
             ("calls after the money had moved", f"{gateway.repeated}", "the key made them harmless" if key else "they moved it again", ""),
             ("  nobody had been told yet", f"{gateway.unanswered}", "a time-out, a caller killed in mid-call, or two at once", ""),
-            ("  who had been told was killed", f"{gateway.cut_off}", "between the answer and writing it down", ""),
+            ("  who had been told was killed", f"{gateway.cut_off}", "by us, before it could write it down", ""),
             ("  needless", f"{gateway.needless}", "a living worker had been told so", judged(not gateway.needless)),
             ("two calls at once", f"{gateway.overlaps}", "pairs of calls for one order that overlapped", judged(not gateway.overlaps)),
             ("calls while the gateway was down", f"{sum(down)}", each, ""),

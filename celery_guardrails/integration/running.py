@@ -6,7 +6,7 @@ import traceback
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from ..errors import PublishFailed, RejectedTask, RetryableError
 from ..execution import Execution, executing
@@ -78,12 +78,10 @@ class GuardedRun:
             # It was on its way into this process when SIGTERM came (in a pipe, or in the queue of a thread pool): begun
             # now, it would be killed at the end of the drain time. Nothing is claimed, so nothing is charged.
             raise Reject("the worker is stopping", requeue=True)
-        try:
-            verdict, claim = self.guard.admit(self.delivery, self.limits)
-        except PublishFailed as exc:
-            raise Reject(exc, requeue=True) from exc
+        verdict, claim = self._admit()
         if not isinstance(verdict, Run):
             return self._refused(verdict)
+        guarded = verdict.guarded
         execution = Execution(
             key=self.delivery.key,
             fence=claim.fence,
@@ -106,20 +104,36 @@ class GuardedRun:
             self._settle(claim, Cancelled())
             raise
         except Reject as exc:
-            if isinstance(self._settle(claim, Rejected(exc.requeue), exc), DeadLetterNow):
+            verdict = self._settle(claim, Rejected(exc.requeue), exc)
+            if isinstance(verdict, DeadLetterNow):
                 raise RejectedTask(str(exc.reason)) from exc
+            if isinstance(verdict, HandBack):
+                raise self._overtaken() from exc
             raise
         except Exception as exc:  # the boundary: every failure of a body is classified here
             self._failed(claim, exc, present)
             raise
         finally:
             running_now.reset(token)
-        if not verdict.guarded:
+        if not guarded:
             return value
         settled = self._settle(claim, Resubmitted() if present.resubmitted else Returned(value))
         if isinstance(settled, (Complete, PassThrough)):
             return value
-        raise Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
+        raise self._overtaken()
+
+    def _admit(self) -> tuple[Verdict, Claim]:
+        try:
+            answer: tuple[Verdict, Claim] = self.guard.admit(self.delivery, self.limits)
+        except PublishFailed as exc:
+            raise Reject(exc, requeue=True) from exc
+        except SoftTimeLimitExceeded as exc:  # the body has not begun: the store kept us waiting
+            self.guard.surrender(self.delivery)
+            raise Reject(exc, requeue=True) from exc
+        return answer
+
+    def _overtaken(self) -> Ignore:
+        return Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
 
     def _failed(self, claim: Claim, exc: Exception, run: Running) -> None:
         """Settle a failure; raises what Celery shall see, or returns where it is the exception itself."""
@@ -132,18 +146,27 @@ class GuardedRun:
         verdict = self._settle(claim, raised, exc)
         if isinstance(verdict, RetryIn):
             raise Retry(exc=exc, when=verdict.delay) from exc
+        if isinstance(verdict, HandBack):
+            raise self._overtaken() from exc
         if isinstance(exc, MemoryError):
             raise _OutOfMemory(repr(exc)) from exc
 
     def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
         retention = self.options.retention or self.rails.settings.result_retention
         report = error_report(exc, outcome) if exc is not None else None
-        try:
+
+        def settle() -> Verdict:
             verdict: Verdict = self.guard.settle(self.delivery, claim, outcome, self.limits, error=report, retention=retention)
+            return verdict
+
+        try:
+            try:
+                return settle()
+            except SoftTimeLimitExceeded:  # raised anywhere, once; the body has ended, and every step may be repeated
+                return settle()
         except PublishFailed as failed:
             self.guard.surrender(self.delivery)
             raise Reject(failed, requeue=True) from failed
-        return verdict
 
     def _refused(self, verdict: Verdict) -> Any:
         if isinstance(verdict, Replay):

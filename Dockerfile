@@ -7,4 +7,4 @@ COPY example_project example_project
 # A worker needs no root; and the exec form of CMD lets it see SIGTERM itself, not through a shell.
 RUN useradd --create-home worker
 USER worker
-CMD ["celery", "-A", "example_project", "worker", "--loglevel", "INFO"]
+CMD ["celery", "-A", "example_project.shop", "worker", "--loglevel", "INFO"]

@@ -105,12 +105,13 @@ def test_with_store_failure_open_tasks_run_unguarded_while_the_store_is_away(dep
 def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(request, broker, deploy):
     if broker.kind == "redis":
         server = request.getfixturevalue("private_redis")(persistent=True)
-        # with the default visibility timeout of an hour: what the worker held must not wait for that
         on = BrokerUnderTest("redis", server.url(1), server)
+        redis = {"visibility_timeout": 40, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     else:
         server = request.getfixturevalue("private_rabbitmq")()
         on = BrokerUnderTest("amqp", server.url(), server)
-    app = deploy(on=on)
+        redis = {}
+    app = deploy(on=on, broker_transport_options=redis)
     worker = app.worker(concurrency=2)
     wanted = names("n", 40)
     for name in wanted:
@@ -121,6 +122,10 @@ def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(reque
         app.task("effect").apply_async(("refused",), retry=False)
     time.sleep(1)
     server.start()
+    if broker.kind == "redis":
+        # What the worker held does not wait for the visibility timeout. One message may: the one that Redis was handing out
+        # when it died. It is among the unacknowledged, and no worker ever heard of it.
+        eventually(lambda: len(app.ledger.counts()) >= 39, 30, because=lambda: f"what was held: {app.ledger.counts()}")
     eventually(lambda: len(app.ledger.counts()) >= 40, 90, because=lambda: f"all effects: {app.ledger.counts()}")
     assert app.ledger.repeated() == {}
     assert set(app.ledger.counts()) == set(wanted), "what was refused did not happen"

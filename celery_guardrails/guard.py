@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import events
-from .errors import PublishFailed, StoreUnavailable
+from .errors import LeaseLost, PublishFailed, StoreUnavailable
 from .policy.deadletter import DeathCertificate, error_fingerprint
 from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel, of_one_delivery
-from .policy.lease import Claim, ClaimState, Record
+from .policy.lease import Claim, ClaimState, Record, RecordState
 from .policy.refusal import refusal
 from .policy.verdict import (
     Complete,
@@ -35,7 +35,7 @@ from .policy.verdict import (
     attempt_number,
     decide,
 )
-from .ports import Broker, Clock, IdempotencyStore, ResultCodec
+from .ports import Broker, Clock, IdempotencyStore, ResultCodec, Transaction
 
 __all__ = ["ErrorReport", "Guard", "Patience"]
 
@@ -78,6 +78,7 @@ class Guard:
         lease: seconds.
         node: name of this worker, for dead letters and lookups.
         patience: see :class:`Patience`; the worker's main process has none, since it must not block.
+        skew: seconds by which the store's clock is ahead of this host's; learned with every claim.
     """
 
     store: IdempotencyStore
@@ -88,6 +89,11 @@ class Guard:
     lease: float = 60.0
     node: str = ""
     patience: Patience = field(default_factory=Patience)
+    skew: float = 0.0
+
+    def now(self) -> float:
+        """Return unix time in seconds by the clock of the store, which workers whose own clocks disagree have in common."""
+        return self.clock.now() + self.skew
 
     # -- before the body --------------------------------------------------------------------------------------
 
@@ -111,12 +117,12 @@ class Guard:
                 cls = type(error)
                 self._bury(delivery, verdict, ErrorReport(f"{cls.__module__}.{cls.__qualname__}", str(error)))
             if claim.state is ClaimState.CLAIMED:
-                self._release(delivery, drop=True)
+                self._give_up(delivery)
         return verdict, claim
 
     def _claim(self, delivery: Delivery) -> Claim:
         try:
-            return self.store.claim(
+            claim = self.store.claim(
                 delivery.key,
                 holder=delivery.holder,
                 fingerprint=delivery.fingerprint,
@@ -127,6 +133,69 @@ class Guard:
         except StoreUnavailable as exc:
             self.emit(events.StoreFailed("claim", str(exc)))
             return Claim(ClaimState.UNAVAILABLE)
+        if claim.now is not None:
+            self.skew = claim.now - self.clock.now()
+        return claim
+
+    # -- while the body runs ----------------------------------------------------------------------------------
+
+    def ensure_live(self, delivery: Delivery) -> None:
+        """Extend the lease.
+
+        Raises:
+            LeaseLost: another execution has taken it.
+            StoreUnavailable: the store did not answer.
+        """
+        if not self.store.renew([(delivery.key, delivery.holder)], self.lease)[0]:
+            raise _lost(delivery)
+
+    def remember(self, delivery: Delivery, name: str, value: Any) -> None:
+        """Keep a recovery point that is done: what it did must not be done again, so this is as patient as a completion.
+
+        Raises:
+            LeaseLost: another execution has taken the lease.
+            StoreUnavailable: the store did not answer for too long.
+        """
+        kept = self.codec.encode(value, delivery.task_id)
+        done = self._persist(
+            "step",
+            self.patience.complete,
+            lambda: self.store.save_step(delivery.key, holder=delivery.holder, name=name, value=kept),
+        )
+        if done is None:
+            raise StoreUnavailable(f"step {name!r} of {delivery.key!r} is done, but the store would not remember it; see guardrails_store")
+        if not done:
+            raise _lost(delivery)
+
+    def recall(self, claim: Claim, name: str) -> tuple[bool, Any]:
+        """Return whether a recovery point is done, and the value that was kept with it."""
+        kept = claim.steps.get(name)
+        return kept is not None, self.codec.decode(kept)
+
+    def complete_within(self, transaction: Transaction, delivery: Delivery, claim: Claim, value: Any, retention: float) -> None:
+        """Write the completion into the transaction that holds the body's effects.
+
+        Raises:
+            LeaseLost: another execution has taken the lease; the transaction must be rolled back.
+        """
+        result = self.codec.encode(value, delivery.task_id)
+        if not transaction.complete(
+            delivery.key,
+            holder=delivery.holder,
+            fingerprint=delivery.fingerprint,
+            fence=claim.fence,
+            result=result,
+            retention=retention,
+        ):
+            raise _lost(delivery)
+
+    def committed(self, delivery: Delivery, claim: Claim) -> bool | None:
+        """Return whether this very claim has completed, after a commit whose answer did not come; None where nobody can say."""
+        record = self._persist("lookup", self.patience.release, lambda: (self.store.lookup(delivery.key),))
+        if record is None:
+            return None
+        found: Record | None = record[0]
+        return found is not None and found.state is RecordState.COMPLETED and found.fence == claim.fence
 
     # -- after the body ---------------------------------------------------------------------------------------
 
@@ -153,6 +222,8 @@ class Guard:
         elif isinstance(verdict, (DeadLetterNow, Fail)) and claim.state is ClaimState.CLAIMED and not self._still_held(delivery):
             # A process that was paused and has woken up must not bury what another one runs, or has completed.
             verdict = self._overtaken(delivery, claim, limits)
+        elif isinstance(outcome, LeaseGone):
+            self.emit(events.LeaseTaken(delivery.task_name, delivery.task_id, delivery.key))
         report = error or ErrorReport()
         if isinstance(verdict, RetryIn):
             # The charge first: were the copy published first, a crash in between would leave two messages and no charge.
@@ -161,12 +232,12 @@ class Guard:
         elif isinstance(verdict, DeadLetterNow):
             # The letter first: it may be written twice, but never not at all.
             self._bury(delivery, verdict, report)
-            self._release(delivery, drop=True)
+            self._give_up(delivery)
         elif isinstance(verdict, HandBack):
             self._release(delivery)
             self._hand_back(delivery, verdict)
         elif isinstance(verdict, Fail):
-            self._release(delivery, drop=True)
+            self._give_up(delivery)
         elif isinstance(verdict, PassThrough):
             self._release(delivery, attempts=verdict.charge, drop=verdict.forget)
         return verdict
@@ -185,7 +256,7 @@ class Guard:
         if isinstance(verdict, DeadLetterNow):
             self._bury(delivery, verdict, report)
         if isinstance(verdict, (DeadLetterNow, Fail)):
-            self._forget_idle(delivery)
+            self._reset(delivery, None)
         return verdict
 
     def overran(self, delivery: Delivery, limits: Limits, raised: Raised, report: ErrorReport) -> Verdict:
@@ -199,7 +270,7 @@ class Guard:
         elif isinstance(verdict, DeadLetterNow):
             self._bury(delivery, verdict, report)
         if isinstance(verdict, (DeadLetterNow, Fail)):
-            self._forget_idle(delivery)
+            self._reset(delivery, None)
         return verdict
 
     def surrender(self, delivery: Delivery) -> None:
@@ -218,7 +289,7 @@ class Guard:
     # -- carrying out -----------------------------------------------------------------------------------------
 
     def _decide(self, delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits) -> Verdict:
-        return decide(delivery, claim, outcome, limits, now=self.clock.now(), fraction=self.clock.fraction())
+        return decide(delivery, claim, outcome, limits, now=self.now(), fraction=self.clock.fraction())
 
     def _overtaken(self, delivery: Delivery, claim: Claim, limits: Limits) -> Verdict:
         self.emit(events.LeaseTaken(delivery.task_name, delivery.task_id, delivery.key))
@@ -259,9 +330,12 @@ class Guard:
         )
         return record
 
-    def _forget_idle(self, delivery: Delivery) -> None:
-        """Drop the counters of a message that is dead: a replay starts afresh."""
-        self._persist("forget", self.patience.release, lambda: self.store.forget(delivery.key))
+    def _give_up(self, delivery: Delivery) -> None:
+        """Give the lease of a task that has failed for good back, and forget its charges: a replay starts afresh."""
+        self._reset(delivery, delivery.holder)
+
+    def _reset(self, delivery: Delivery, holder: str | None) -> None:
+        self._persist("reset", self.patience.release, lambda: self.store.reset(delivery.key, holder=holder))
 
     def _persist(self, operation: str, patience: float, call: Callable[[], Any]) -> Any:
         """Call the store, again with backoff while it is away; None when patience ran out."""
@@ -325,7 +399,7 @@ class Guard:
             attempts=verdict.attempts,
             crashes=verdict.crashes,
             first_seen=delivery.travel.first,
-            last_seen=self.clock.now(),
+            last_seen=self.now(),
             worker=self.node,
             exchange=exchange,
             routing_key=routing_key,
@@ -345,6 +419,10 @@ class Guard:
             first=travel.first if travel.first is not None else self.clock.now(),
             origin=_origin(delivery),
         )
+
+
+def _lost(delivery: Delivery) -> LeaseLost:
+    return LeaseLost(f"another execution has taken over the lease of {delivery.key!r}")
 
 
 def _origin(delivery: Delivery) -> tuple[str, str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .policy.classification import Classification
 from .policy.deadletter import DeathCertificate
 from .policy.delivery import RawMessage
 from .policy.lease import Claim, Record, StoredResult
 
-__all__ = ["Broker", "Classifier", "Clock", "IdempotencyStore", "QueuedLetter", "ResultCodec"]
+__all__ = ["Broker", "Classifier", "Clock", "IdempotencyStore", "QueuedLetter", "ResultCodec", "Transaction", "TransactionalStore"]
 
 
 class Clock(Protocol):
@@ -44,8 +45,14 @@ class IdempotencyStore(Protocol):
     def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
         """Give the lease back and return the record as it then is; None where the lease was not this holder's, or dropped."""
 
+    def reset(self, key: str, *, holder: str | None = None) -> bool:
+        """Forget the charges of a key that is given up but keep its steps; False where it is not this holder's (None: nobody's)."""
+
     def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
         """Extend many leases, given as (key, holder), in one call; False where the lease is not the holder's."""
+
+    def save_step(self, key: str, *, holder: str, name: str, value: StoredResult) -> bool:
+        """Remember a recovery point as done; False where the lease is not the holder's any more."""
 
     def lookup(self, key: str) -> Record | None:
         """Return the record without touching it."""
@@ -53,11 +60,45 @@ class IdempotencyStore(Protocol):
     def forget(self, key: str) -> bool:
         """Drop the record of a key whatever its state; whether there was one."""
 
+    def leases(self) -> Iterator[tuple[str, Record]]:
+        """Yield every key that is leased now, with its record, in no order and without touching any; may take many round trips."""
+
+    def break_lease(self, key: str) -> Record | None:
+        """Take the lease from its holder: the fence rises, nothing is charged; the record as it was, None where there was no lease."""
+
+    def prune(self, limit: int) -> int:
+        """Delete up to ``limit`` records whose time is over and return how many; 0 where they vanish by themselves."""
+
+    def now(self) -> float:
+        """Return unix time in seconds by the store's own clock."""
+
     def ping(self) -> None:
         """Do nothing, but fail if the store is away."""
 
     def close(self) -> None:
         """Close connections."""
+
+
+class Transaction(Protocol):
+    """A database transaction in which a task's body runs."""
+
+    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
+        """As :meth:`IdempotencyStore.complete`, but it takes effect when the transaction commits, and only then."""
+
+
+@runtime_checkable
+class TransactionalStore(Protocol):
+    """What a store has besides that keeps its records where the tasks' own data is (``atomic=True``)."""
+
+    def transaction(self, database: str | None) -> AbstractContextManager[Transaction]:
+        """Begin a transaction: committed when the block ends, rolled back when it raises.
+
+        Args:
+            database: what the task's ``atomic`` names, or None for the store's own.
+
+        Raises:
+            GuardrailsConfigError: the named database is not the one that holds the records.
+        """
 
 
 class ResultCodec(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,12 +18,13 @@ from ..guard import Guard, Patience
 from ..policy.classification import Classification
 from ..policy.classify import Classifier
 from ..policy.lease import Record
-from ..ports import Broker, Clock, IdempotencyStore
-from ..stores import open_store
+from ..ports import Broker, Clock, IdempotencyStore, TransactionalStore
+from ..stores import hide_password, open_store
 from ..stores.codec import KombuCodec
 from .brokers import make_broker
 from .clock import SystemClock
 from .logs import log_event, logger
+from .options import TaskOptions
 
 if TYPE_CHECKING:
     from ..dead_letters.service import DeadLetters
@@ -37,6 +39,7 @@ _CONSUMER_STEPS = (
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
     "celery_guardrails.worker.renewal:Renewal",
+    "celery_guardrails.worker.pruning:Pruning",
     "celery_guardrails.worker.lost_children:LostChildren",
     "celery_guardrails.worker.delayed:DelayedPump",
 )
@@ -65,6 +68,8 @@ class Guardrails:
         self._listeners: list[Listener] = [log_event]
         self._pending_rules: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._resources: tuple[int, _Resources] | None = None
+        self._inherited: list[_Resources] = []
+        self._store_hooks: list[Callable[[IdempotencyStore], None]] = []
         self._lock = threading.Lock()
         self._app: Celery | None = None
         if app is not None:
@@ -135,6 +140,8 @@ class Guardrails:
             with self._lock:
                 parts = self._resources
                 if parts is None or parts[0] != pid:
+                    if parts is not None:
+                        self._inherited.append(parts[1])  # were they collected here, some drivers would end the parent's sessions
                     parts = self._resources = (pid, _Resources(self))
         return parts[1]
 
@@ -201,6 +208,51 @@ class Guardrails:
         """
         return self.store.forget(key)
 
+    def leases(self) -> Iterator[tuple[str, Record]]:
+        """Yield every key that is leased now, with its record: holder, owner, since when, until when.
+
+        It looks at the whole store in small steps, holds nothing up and changes nothing.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        return self.store.leases()
+
+    def break_lease(self, key: str) -> Record | None:
+        """Take the lease of a key from its holder, so that the next delivery of its message runs at once.
+
+        The fence rises, nothing is charged. A holder that lives learns it at its next step, at the end at the latest,
+        and can no longer complete the key; what it does until then it does beside its successor.
+
+        Returns:
+            The record as it was, or None where nobody held the key.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        return self.store.break_lease(key)
+
+    def transactional(self, options: TaskOptions) -> TransactionalStore:
+        """Return the store for a task with ``atomic``.
+
+        Raises:
+            GuardrailsConfigError: it cannot keep its records in the transaction of a task.
+        """
+        store = self.store
+        if not isinstance(store, TransactionalStore):
+            raise GuardrailsConfigError(
+                f"{options.task}: atomic = {options.atomic!r} needs a store that keeps its records in the task's own database, "
+                f"and guardrails_store = {hide_password(self.store_url)!r} cannot: set guardrails_store to 'django://default' or "
+                "'sqlalchemy+postgresql://…', or leave atomic out"
+            )
+        return store
+
+    def on_store(self, hook: Callable[[IdempotencyStore], None]) -> None:
+        """Call ``hook`` with the store when a process opens it, before its first use."""
+        self._store_hooks.append(hook)
+        if self._resources is not None and self._resources[0] == os.getpid() and "store" in vars(self._resources[1]):
+            hook(self._resources[1].store)
+
     def listen(self, listener: Listener) -> Listener:
         """Call ``listener`` with every event (:mod:`celery_guardrails.events`); usable as a decorator."""
         self._listeners.append(listener)
@@ -223,7 +275,10 @@ class _Resources:
 
     @cached_property
     def store(self) -> IdempotencyStore:
-        return open_store(self._rails.store_url, namespace=self._rails.namespace)
+        store = open_store(self._rails.store_url, namespace=self._rails.namespace)
+        for hook in self._rails._store_hooks:
+            hook(store)
+        return store
 
     @cached_property
     def broker(self) -> Broker:

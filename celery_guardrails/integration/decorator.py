@@ -50,6 +50,8 @@ def guarded_task(*args: Any, **options: Any) -> Any:
         retryable: exception classes (or qualified names) that are tried again.
         permanent: exception classes (or qualified names) that are not.
         dead_letter: False: fail as plain Celery does.
+        atomic: True (or the name of the store's database): the body runs in a transaction of the database that holds
+            the records, and its completion commits with it: exactly once. Only with a ``django://`` or ``sqlalchemy+…`` store.
         **options: every option of Celery's tasks.
 
     Raises:

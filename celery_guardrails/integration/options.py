@@ -15,7 +15,7 @@ from ..policy.verdict import Limits
 
 __all__ = ["TaskOptions"]
 
-_LATER = ("resource", "atomic", "max_queue_depth")
+_LATER = ("resource", "max_queue_depth")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class TaskOptions:
     retryable: tuple[Any, ...] = ()
     permanent: tuple[Any, ...] = ()
     dead_letter: bool = True
+    atomic: bool | str = False
 
     @classmethod
     def from_task(cls, task: Any) -> TaskOptions:
@@ -60,6 +61,7 @@ class TaskOptions:
             retryable=_errors(name, "retryable", task.retryable),
             permanent=_errors(name, "permanent", task.permanent),
             dead_letter=task.dead_letter,
+            atomic=task.atomic or False,
         )
         options._check()
         return options
@@ -75,6 +77,8 @@ class TaskOptions:
             self._refuse("retention", self.retention, "None or a number of seconds above 0")
         if not isinstance(self.dead_letter, bool):
             self._refuse("dead_letter", self.dead_letter, "True or False")
+        if not isinstance(self.atomic, (bool, str)):
+            self._refuse("atomic", self.atomic, "True, False or the name of a database")
         known = self._argument_names()
         if known is None:
             return

@@ -47,7 +47,7 @@ class GuardedRequest(Request):
             fingerprint=fingerprint,
             queue=queue_of(message, state.task_consumer),
             holder=new_holder(),
-            first=self._rails.clock.now(),
+            first=self._rails.main_guard.now(),
         )
         # Pickled in one piece with the body that Celery sends along: the bytes travel once.
         self._request_dict[DELIVERY_FIELD] = self.delivery

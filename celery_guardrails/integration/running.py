@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from ..errors import PublishFailed, RejectedTask, RetryableError
-from ..execution import Execution, executing
+from .. import events
+from ..errors import LeaseLost, PublishFailed, RejectedTask, RetryableError
+from ..execution import Execution, Untethered, executing
 from ..guard import ErrorReport
 from ..policy.classification import PERMANENT, RETRYABLE, Classification
 from ..policy.delivery import Delivery
@@ -21,6 +23,7 @@ from ..policy.verdict import (
     DeadLetterNow,
     Fail,
     HandBack,
+    LeaseGone,
     Outcome,
     PassThrough,
     Raised,
@@ -32,8 +35,10 @@ from ..policy.verdict import (
     Run,
     Skip,
     Verdict,
+    attempt_number,
 )
-from . import stopping
+from . import overtaken, stopping
+from .logs import logger
 from .options import TaskOptions
 
 if TYPE_CHECKING:
@@ -49,11 +54,12 @@ class _OutOfMemory(RetryableError):
 class Running:
     """What the methods of a task that runs right now need to know of the run."""
 
-    __slots__ = ("attempt", "delivery", "gave_up", "resubmitted")
+    __slots__ = ("attempt", "delivery", "gave_up", "now", "resubmitted")
 
-    def __init__(self, delivery: Delivery, attempt: int) -> None:
+    def __init__(self, delivery: Delivery, attempt: int, now: Callable[[], float]) -> None:
         self.delivery = delivery
         self.attempt = attempt
+        self.now = now
         self.gave_up = False
         self.resubmitted = False
 
@@ -62,7 +68,12 @@ running_now: ContextVar[Running | None] = ContextVar("celery_guardrails_running"
 
 
 class GuardedRun:
-    """One guarded run of one task: carries the guard's verdicts over into Celery's language."""
+    """One guarded run of one task: carries the guard's verdicts over into Celery's language.
+
+    For the body it is also the :class:`~celery_guardrails.execution.Tether` of its execution.
+    """
+
+    claim: Claim
 
     def __init__(self, task: Any, delivery: Delivery) -> None:
         self.task = task
@@ -71,6 +82,12 @@ class GuardedRun:
         self.guard = self.rails.guard
         self.options: TaskOptions = task.guard_options
         self.limits = self.options.limits(self.rails.settings)
+        self._steps: dict[str, tuple[bool, Any]] = {}
+
+    @property
+    def _retention(self) -> float:
+        retention: float = self.options.retention or self.rails.settings.result_retention
+        return retention
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """Return the body's value, or the stored one; raise what Celery shall see otherwise."""
@@ -81,6 +98,7 @@ class GuardedRun:
         verdict, claim = self._admit()
         if not isinstance(verdict, Run):
             return self._refused(verdict)
+        self.claim = claim
         guarded = verdict.guarded
         execution = Execution(
             key=self.delivery.key,
@@ -89,13 +107,14 @@ class GuardedRun:
             deliveries=self.delivery.travel.deliveries + 1,
             deadline=verdict.deadline,
             crashes=claim.crashes,
-            _now=self.rails.clock.now,
-            _stopping=stopping.is_stopping,
+            _tether=self if guarded else Untethered(self.now, self.stopping),
         )
-        present = Running(self.delivery, verdict.attempt)
+        present = Running(self.delivery, verdict.attempt, self.now)
         token = running_now.set(present)
         try:
             with executing(execution):
+                if self.options.atomic and guarded:
+                    return self._atomic(present, args, kwargs)
                 value = self.task._body(args, kwargs)
         except Retry:
             self._settle(claim, Resubmitted())
@@ -104,12 +123,11 @@ class GuardedRun:
             self._settle(claim, Cancelled())
             raise
         except Reject as exc:
-            verdict = self._settle(claim, Rejected(exc.requeue), exc)
-            if isinstance(verdict, DeadLetterNow):
-                raise RejectedTask(str(exc.reason)) from exc
-            if isinstance(verdict, HandBack):
-                raise self._overtaken() from exc
+            self._rejected(claim, exc)
             raise
+        except LeaseLost as exc:
+            self._settle(claim, LeaseGone())
+            raise self._overtaken() from exc
         except Exception as exc:  # the boundary: every failure of a body is classified here
             self._failed(claim, exc, present)
             raise
@@ -121,6 +139,57 @@ class GuardedRun:
         if isinstance(settled, (Complete, PassThrough)):
             return value
         raise self._overtaken()
+
+    # -- while the body runs ----------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """See :class:`~celery_guardrails.execution.Tether`."""
+        now: float = self.guard.now()
+        return now
+
+    def stopping(self) -> bool:
+        """See :class:`~celery_guardrails.execution.Tether`."""
+        return stopping.is_stopping()
+
+    def ensure_live(self) -> None:
+        """See :class:`~celery_guardrails.execution.Tether`."""
+        self.guard.ensure_live(self.delivery)
+
+    def recall(self, name: str) -> tuple[bool, Any]:
+        """See :class:`~celery_guardrails.execution.Tether`; a lease known to be lost is noticed before the work, not after it."""
+        if overtaken.marked(self.delivery.holder):
+            self.ensure_live()
+        done, value = self._steps.get(name) or self.guard.recall(self.claim, name)
+        return done, value
+
+    def remember(self, name: str, value: Any) -> None:
+        """See :class:`~celery_guardrails.execution.Tether`."""
+        self.guard.remember(self.delivery, name, value)
+        self._steps[name] = (True, value)
+
+    def _atomic(self, run: Running, args: Any, kwargs: Any) -> Any:
+        """Run the body in a transaction that the completion commits with."""
+        store, database = self.rails.transactional(self.options), self.options.atomic
+        value, written = None, False
+        try:
+            with store.transaction(database if isinstance(database, str) else None) as transaction:
+                value = self.task._body(args, kwargs)
+                if not run.resubmitted:
+                    self.guard.complete_within(transaction, self.delivery, self.claim, value, self._retention)
+                    written = True
+        except Exception as exc:
+            # The commit's answer was lost, or something that was to run after it failed: what stands in the database counts.
+            if not (written and self.guard.committed(self.delivery, self.claim)):
+                raise
+            logger.warning("%s[%s] has committed all the same: %r", self.task.name, self.delivery.task_id, exc, exc_info=True)
+        if not written:
+            self._settle(self.claim, Resubmitted())
+        else:
+            attempt = attempt_number(self.delivery, self.claim)
+            self.guard.emit(events.Completed(self.task.name, self.delivery.task_id, self.delivery.key, attempt))
+        return value
+
+    # -- carrying verdicts over -------------------------------------------------------------------------------
 
     def _admit(self) -> tuple[Verdict, Claim]:
         try:
@@ -134,6 +203,14 @@ class GuardedRun:
 
     def _overtaken(self) -> Ignore:
         return Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
+
+    def _rejected(self, claim: Claim, exc: Reject) -> None:
+        """Settle a ``Reject``; raises what Celery shall see, or returns where it is the exception itself."""
+        verdict = self._settle(claim, Rejected(exc.requeue), exc)
+        if isinstance(verdict, DeadLetterNow):
+            raise RejectedTask(str(exc.reason)) from exc
+        if isinstance(verdict, HandBack):
+            raise self._overtaken() from exc
 
     def _failed(self, claim: Claim, exc: Exception, run: Running) -> None:
         """Settle a failure; raises what Celery shall see, or returns where it is the exception itself."""
@@ -152,7 +229,7 @@ class GuardedRun:
             raise _OutOfMemory(repr(exc)) from exc
 
     def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
-        retention = self.options.retention or self.rails.settings.result_retention
+        retention = self._retention
         report = error_report(exc, outcome) if exc is not None else None
 
         def settle() -> Verdict:

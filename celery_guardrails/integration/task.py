@@ -50,6 +50,7 @@ class GuardMixin:
     retryable: Any = ()
     permanent: Any = ()
     dead_letter = True
+    atomic: bool | str = False
 
     #: False on Celery's built-in tasks, which keep their own semantics.
     guarded = True
@@ -113,10 +114,12 @@ class GuardMixin:
         """As in Celery; key and fingerprint are computed here and travel in the message.
 
         Raises:
-            GuardrailsConfigError: the key cannot be made from the arguments.
+            GuardrailsConfigError: the key cannot be made from the arguments; ``atomic`` with a store that cannot do it.
             TypeError: the arguments do not fit the task or have no stable fingerprint.
         """
         if self.guarded and not self.app.conf.task_always_eager:  # type: ignore[attr-defined]
+            if self.atomic:
+                self.guardrails.transactional(self.guard_options)
             if args is not None and not isinstance(args, (list, tuple)):
                 args = tuple(args)  # a generator can be read once only
             headers = dict(options.get("headers") or {})
@@ -128,13 +131,14 @@ class GuardMixin:
         return super().apply_async(args, kwargs, *rest, **options)  # type: ignore[misc]
 
     def _travel(self, args: Any, kwargs: Any) -> Travel | None:
-        now = self.guardrails.clock.now()
+        running = running_now.get()
+        now = self.guardrails.clock.now() if running is None else running.now()
         try:
             key, mark = self.guard_options.identify(args, kwargs)
         except (TypeError, GuardrailsConfigError):
             # A step of a chain is published by its parent: raising here would turn the parent's success into a
             # failure. The worker will dead-letter the step as invalid instead.
-            if running_now.get() is not None or _inside_a_worker():
+            if running is not None or _inside_a_worker():
                 return None
             raise
         return Travel(key=key, fingerprint=mark, first=now)

@@ -6,10 +6,24 @@ carries them out in Lua, and one contract suite holds both to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-__all__ = ["Claim", "ClaimState", "Record", "RecordState", "StoredResult", "claim", "complete", "release", "renew"]
+__all__ = [
+    "Claim",
+    "ClaimState",
+    "Record",
+    "RecordState",
+    "StoredResult",
+    "break_lease",
+    "claim",
+    "complete",
+    "release",
+    "renew",
+    "reset",
+    "save_step",
+]
 
 
 class RecordState(str, Enum):
@@ -67,6 +81,7 @@ class Record:
         claimed_at: unix time in seconds of the last claim.
         owner: free text for operators: host and pid of the holder.
         result: of a completed key.
+        steps: values of the recovery points that are done, by name; a completed key has none.
     """
 
     state: RecordState = RecordState.IDLE
@@ -79,6 +94,7 @@ class Record:
     claimed_at: float = 0.0
     owner: str = ""
     result: StoredResult | None = None
+    steps: Mapping[str, StoredResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,8 @@ class Claim:
         takeover: the lease was taken from a holder that let it expire.
         wait: seconds until the present lease ends (busy).
         result: of the completed key.
+        steps: the recovery points that are done (claimed).
+        now: unix time in seconds by the store's clock, which all workers share; None where the store did not say.
     """
 
     state: ClaimState
@@ -102,6 +120,8 @@ class Claim:
     takeover: bool = False
     wait: float = 0.0
     result: StoredResult | None = None
+    steps: Mapping[str, StoredResult] = field(default_factory=dict)
+    now: float | None = field(default=None, compare=False)
 
 
 def claim(
@@ -117,19 +137,19 @@ def claim(
     """
     record = record or Record()
     if fingerprint is not None and record.fingerprint is not None and fingerprint != record.fingerprint:
-        return record, Claim(ClaimState.CONFLICT)
+        return record, Claim(ClaimState.CONFLICT, now=now)
     if record.state is RecordState.COMPLETED:
-        return record, Claim(ClaimState.COMPLETED, fence=record.fence, result=record.result)
+        return record, Claim(ClaimState.COMPLETED, fence=record.fence, result=record.result, now=now)
     settled = attempts > record.attempts
     known = max(attempts, record.attempts)
     crashes, takeover = record.crashes, False
     if record.state is RecordState.LEASED:
         if record.holder == holder:
             return replace(record, until=now + lease), Claim(
-                ClaimState.CLAIMED, fence=record.fence, attempts=record.attempts, crashes=record.crashes
+                ClaimState.CLAIMED, fence=record.fence, attempts=record.attempts, crashes=record.crashes, steps=record.steps, now=now
             )
         if record.until > now:
-            return record, Claim(ClaimState.BUSY, attempts=record.attempts, crashes=record.crashes, wait=record.until - now)
+            return record, Claim(ClaimState.BUSY, attempts=record.attempts, crashes=record.crashes, wait=record.until - now, now=now)
         crashes, takeover = crashes + (0 if settled else 1), True
     fence = max(record.fence + 1, int(now * 1_000_000))
     taken = replace(
@@ -145,7 +165,9 @@ def claim(
         owner=owner,
         result=None,
     )
-    return taken, Claim(ClaimState.CLAIMED, fence=fence, attempts=known, crashes=crashes, takeover=takeover)
+    return taken, Claim(
+        ClaimState.CLAIMED, fence=fence, attempts=known, crashes=crashes, takeover=takeover, steps=record.steps, now=now
+    )
 
 
 def renew(record: Record | None, *, holder: str, lease: float, now: float) -> tuple[Record | None, bool]:
@@ -187,15 +209,36 @@ def release(record: Record | None, *, holder: str, attempts: int = 0, crashes: i
         return record, False
     if drop:
         return None, True
-    return (
-        replace(
-            record,
-            state=RecordState.IDLE,
-            attempts=record.attempts + attempts,
-            crashes=record.crashes + crashes,
-            holder="",
-            until=0.0,
-            owner="",
-        ),
-        True,
-    )
+    return _idle(record, attempts=record.attempts + attempts, crashes=record.crashes + crashes), True
+
+
+def reset(record: Record | None, *, holder: str | None = None) -> tuple[Record | None, bool]:
+    """Forget the charges of a key that is given up, so that whoever brings it back starts afresh.
+
+    The recovery points that are done stay: their effects do. Without any the record is forgotten altogether. It is
+    for the ``holder`` of the lease, or without one for a key that nobody holds.
+    """
+    if record is None:
+        return None, False
+    held = record.state is RecordState.LEASED and record.holder == holder
+    if not (held or (holder is None and record.state is RecordState.IDLE)):
+        return record, False
+    return (_idle(record, attempts=0, crashes=0) if record.steps else None), True
+
+
+def save_step(record: Record | None, *, holder: str, name: str, value: StoredResult) -> tuple[Record | None, bool]:
+    """Remember that a recovery point is done, unless another holder has taken the key since."""
+    if record is None or record.state is not RecordState.LEASED or record.holder != holder:
+        return record, False
+    return replace(record, steps={**record.steps, name: value}), True
+
+
+def break_lease(record: Record | None) -> tuple[Record | None, bool]:
+    """Take the lease from its holder, by an operator's hand: the fence rises and nothing is charged."""
+    if record is None or record.state is not RecordState.LEASED:
+        return record, False
+    return replace(_idle(record, attempts=record.attempts, crashes=record.crashes), fence=record.fence + 1), True
+
+
+def _idle(record: Record, *, attempts: int, crashes: int) -> Record:
+    return replace(record, state=RecordState.IDLE, attempts=attempts, crashes=crashes, holder="", until=0.0, owner="")

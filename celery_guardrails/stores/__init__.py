@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from ..errors import GuardrailsConfigError
 from ..ports import IdempotencyStore
 
-__all__ = ["REGISTRY", "open_store"]
+__all__ = ["MEMORY_SECONDS", "REGISTRY", "STEPS_SECONDS", "hide_password", "open_store"]
 
-#: URL scheme → dotted name of the class; nothing is imported before it is needed.
+#: URL scheme → dotted name of the class; nothing is imported before it is needed. A ``+`` at the end stands for any dialect.
 REGISTRY: dict[str, str] = {
     "memory": "celery_guardrails.stores.memory:MemoryStore",
     "redis": "celery_guardrails.stores.redis:RedisStore",
@@ -23,10 +23,13 @@ REGISTRY: dict[str, str] = {
     "redis+socket": "celery_guardrails.stores.redis:RedisStore",
     "valkey": "celery_guardrails.stores.redis:RedisStore",
     "valkeys": "celery_guardrails.stores.redis:RedisStore",
+    "sqlalchemy+": "celery_guardrails.contrib.sqlalchemy:SQLAlchemyStore",
 }
 
 #: Seconds that charged attempts and crashes of a key are remembered after it was last touched.
 MEMORY_SECONDS = 86400.0
+#: The same for a key that has recovery points: their effects must not be repeated when a dead letter is replayed weeks later.
+STEPS_SECONDS = 30 * 86400.0
 
 
 def open_store(url: str, *, namespace: str, memory: float = MEMORY_SECONDS) -> IdempotencyStore:
@@ -41,10 +44,10 @@ def open_store(url: str, *, namespace: str, memory: float = MEMORY_SECONDS) -> I
         GuardrailsConfigError: for a scheme that is not known, or a URL that the store cannot use.
     """
     scheme = urlsplit(url).scheme
-    dotted = REGISTRY.get(scheme)
+    dotted = REGISTRY.get(scheme) or REGISTRY.get(scheme.partition("+")[0] + "+")
     if dotted is None:
         raise GuardrailsConfigError(
-            f"guardrails_store = {_hide(url)!r}: no store for {scheme + '://'!r}; "
+            f"guardrails_store = {hide_password(url)!r}: no store for {scheme + '://'!r}; "
             f"allowed are {', '.join(sorted(name + '://' for name in REGISTRY))}"
         )
     module, _, name = dotted.partition(":")
@@ -52,11 +55,11 @@ def open_store(url: str, *, namespace: str, memory: float = MEMORY_SECONDS) -> I
     try:
         store: IdempotencyStore = cls.from_url(url, namespace=namespace, memory=memory)
     except (ValueError, TypeError) as exc:
-        raise GuardrailsConfigError(f"guardrails_store = {_hide(url)!r}: {exc}") from exc
+        raise GuardrailsConfigError(f"guardrails_store = {hide_password(url)!r}: {exc}") from exc
     return store
 
 
-def _hide(url: str) -> str:
-    """Leave the password out."""
+def hide_password(url: str) -> str:
+    """Return a URL for people: without its password."""
     parts = urlsplit(url)
     return url.replace(f":{parts.password}@", ":***@") if parts.password else url

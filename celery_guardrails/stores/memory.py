@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ..policy import lease as transitions
 from ..policy.lease import Claim, Record, RecordState, StoredResult
+from . import STEPS_SECONDS
 
 __all__ = ["MemoryStore"]
 
@@ -22,6 +23,8 @@ class MemoryStore:
 
     #: Refused by a worker whose tasks run in other processes.
     one_process_only = True
+    #: Records that are over stay in memory until they are deleted.
+    needs_pruning = True
 
     def __init__(self, *, memory: float = 86400.0, now: Callable[[], float] = time.time) -> None:
         self._records: dict[str, tuple[Record, float]] = {}
@@ -47,7 +50,7 @@ class MemoryStore:
                 attempts=attempts,
             )
             if record.state is RecordState.LEASED:
-                self._put(key, record, self._memory + lease)
+                self._put(key, record, self._kept(record) + lease)
             return claim
 
     def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
@@ -65,8 +68,16 @@ class MemoryStore:
             record, done = transitions.release(self._get(key), holder=holder, attempts=attempts, crashes=crashes, drop=drop)
             if not done:
                 return None
-            self._put(key, record, self._memory)
+            self._put(key, record, self._kept(record))
             return record
+
+    def reset(self, key: str, *, holder: str | None = None) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            record, done = transitions.reset(self._get(key), holder=holder)
+            if done:
+                self._put(key, record, self._kept(record))
+            return done
 
     def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -75,9 +86,17 @@ class MemoryStore:
             for key, holder in leases:
                 record, done = transitions.renew(self._get(key), holder=holder, lease=lease, now=self._now())
                 if done:
-                    self._put(key, record, self._memory + lease)
+                    self._put(key, record, self._kept(record) + lease)
                 answers.append(done)
         return answers
+
+    def save_step(self, key: str, *, holder: str, name: str, value: StoredResult) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            record, done = transitions.save_step(self._get(key), holder=holder, name=name, value=value)
+            if done and record is not None:
+                self._put(key, record, self._kept(record) + max(0.0, record.until - self._now()))
+            return done
 
     def lookup(self, key: str) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -91,11 +110,44 @@ class MemoryStore:
             self._records.pop(key, None)
             return known
 
+    def leases(self) -> Iterator[tuple[str, Record]]:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            found = [(key, self._get(key)) for key in list(self._records)]
+        for key, record in found:
+            if record is not None and record.state is RecordState.LEASED:
+                yield key, record
+
+    def break_lease(self, key: str) -> Record | None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            before = self._get(key)
+            record, done = transitions.break_lease(before)
+            if done:
+                self._put(key, record, self._kept(record))
+            return before if done else None
+
+    def prune(self, limit: int) -> int:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        with self._lock:
+            now = self._now()
+            over = [key for key, (_, expires) in self._records.items() if expires <= now][:limit]
+            for key in over:
+                del self._records[key]
+            return len(over)
+
+    def now(self) -> float:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        return self._now()
+
     def ping(self) -> None:
         """Always there."""
 
     def close(self) -> None:
         """Nothing to close."""
+
+    def _kept(self, record: Record | None) -> float:
+        return max(self._memory, STEPS_SECONDS) if record is not None and record.steps else self._memory
 
     def _get(self, key: str) -> Record | None:
         found = self._records.get(key)

@@ -175,6 +175,155 @@ class StoreContract:
         assert store.release(key, holder="a2", drop=True) is None
         assert store.lookup(key) is None
 
+    def test_giving_up_forgets_the_charges(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        store.release(key, holder="a", attempts=3, crashes=1)
+        store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert not store.reset(key, holder="a")
+        assert not store.reset(key)
+        assert store.reset(key, holder="b")
+        assert store.lookup(key) is None
+        assert not store.reset(key)
+
+    def test_giving_up_a_key_that_nobody_holds_leaves_a_lease_and_a_completion_alone(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        store.release(key, holder="a", crashes=1)
+        assert store.reset(key)
+        assert store.lookup(key) is None
+        self._done(store, key)
+        assert not store.reset(key)
+        assert not store.reset(key, holder="first")
+        record = store.lookup(key)
+        assert record is not None
+        assert record.state is RecordState.COMPLETED
+
+    def test_steps_are_remembered_by_the_next_holder(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        charged = StoredResult("application/json", "utf-8", b'{"id": "ch_1"}')
+        nothing, bytes_ = StoredResult(), StoredResult("application/data", "binary", bytes(range(256)))
+        for name, value in (("charge", charged), ("mail ü", nothing), ("upload", bytes_)):
+            assert store.save_step(key, holder="a", name=name, value=value)
+        assert store.renew([(key, "a")], LONG) == [True]
+        released = store.release(key, holder="a", attempts=1)
+        assert released is not None
+        assert set(released.steps) == {"charge", "mail ü", "upload"}
+        claim = store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert dict(claim.steps) == {"charge": charged, "mail ü": nothing, "upload": bytes_}
+        assert (claim.attempts, claim.takeover) == (1, False)
+        record = store.lookup(key)
+        assert record is not None
+        assert record.steps == claim.steps
+
+    def test_a_step_saved_twice_keeps_its_last_value(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        for data in (b"1", b"2"):
+            assert store.save_step(key, holder="a", name="s", value=StoredResult("application/json", "utf-8", data))
+        assert store.claim(key, holder="a", fingerprint=None, lease=LONG).steps["s"].data == b"2"
+
+    def test_steps_survive_a_takeover_and_a_zombie_adds_none(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="zombie", fingerprint=None, lease=SHORT)
+        value = StoredResult("application/json", "utf-8", b"1")
+        assert store.save_step(key, holder="zombie", name="first", value=value)
+        until(lambda: store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.CLAIMED)
+        assert not store.save_step(key, holder="zombie", name="second", value=value)
+        assert set(store.claim(key, holder="b", fingerprint=None, lease=LONG).steps) == {"first"}
+
+    def test_giving_up_keeps_the_steps_and_forgets_the_charges(self, store: IdempotencyStore, key: str) -> None:
+        first = store.claim(key, holder="a", fingerprint="f", lease=LONG)
+        value = StoredResult("application/json", "utf-8", b"1")
+        store.save_step(key, holder="a", name="charge", value=value)
+        store.release(key, holder="a", attempts=4, crashes=2)
+        store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert store.reset(key, holder="b")
+        assert store.reset(key)
+        again = store.claim(key, holder="c", fingerprint="f", lease=LONG)
+        assert (again.state, again.attempts, again.crashes, dict(again.steps)) == (ClaimState.CLAIMED, 0, 0, {"charge": value})
+        assert again.fence > first.fence
+
+    def test_a_completed_key_has_no_steps_and_takes_none(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="first", fingerprint="f", lease=LONG)
+        value = StoredResult("application/json", "utf-8", b"1")
+        store.save_step(key, holder="first", name="charge", value=value)
+        self._done(store, key)
+        assert not store.save_step(key, holder="first", name="late", value=value)
+        record = store.lookup(key)
+        assert record is not None
+        assert not record.steps
+
+    def test_a_step_of_a_key_that_nobody_holds_is_refused(self, store: IdempotencyStore, key: str) -> None:
+        assert not store.save_step(key, holder="a", name="s", value=StoredResult())
+        assert store.lookup(key) is None
+
+    def test_a_lease_broken_by_an_operator_is_lost_to_its_holder_and_free_for_the_next(self, store: IdempotencyStore, key: str) -> None:
+        first = store.claim(key, holder="stuck", fingerprint="f", lease=LONG, owner="host/1")
+        before = store.break_lease(key)
+        assert before is not None
+        assert (before.holder, before.owner, before.fence) == ("stuck", "host/1", first.fence)
+        assert store.break_lease(key) is None
+        record = store.lookup(key)
+        assert record is not None
+        assert (record.state, record.crashes, record.attempts) == (RecordState.IDLE, 0, 0)
+        assert record.fence > first.fence
+        assert store.renew([(key, "stuck")], LONG) == [False]
+        result = StoredResult("application/json", "utf-8", b"1", "t")
+        assert not store.complete(key, holder="stuck", fingerprint="f", fence=first.fence, result=result, retention=LONG)
+        again = store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert (again.state, again.crashes, again.takeover) == (ClaimState.CLAIMED, 0, False)
+        assert again.fence > record.fence
+
+    def test_only_a_lease_can_be_broken(self, store: IdempotencyStore, key: str) -> None:
+        assert store.break_lease(key) is None
+        fence = self._done(store, key)
+        assert store.break_lease(key) is None
+        claim = store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        assert (claim.state, claim.fence) == (ClaimState.COMPLETED, fence)
+
+    def test_live_leases_are_listed_and_nothing_else(self, store: IdempotencyStore, key: str) -> None:
+        for number in range(5):
+            store.claim(f"{key}[{number}]*?", holder=f"h{number}", fingerprint=None, lease=LONG, owner=f"host/{number}")
+        store.claim(f"{key}idle", holder="a", fingerprint=None, lease=LONG)
+        store.release(f"{key}idle", holder="a", attempts=1)
+        self._done(store, f"{key}done")
+        store.save_step(f"{key}[0]*?", holder="h0", name="s", value=StoredResult())
+        found = {name: record for name, record in store.leases() if name.startswith(key)}
+        assert set(found) == {f"{key}[{number}]*?" for number in range(5)}
+        for number in range(5):
+            record = found[f"{key}[{number}]*?"]
+            assert record == store.lookup(f"{key}[{number}]*?")
+            assert (record.holder, record.owner) == (f"h{number}", f"host/{number}")
+
+    @pytest.mark.parametrize("name", ["{a}", "a{b}c{d}", "with space", "ü€😀", "a:b:c", "A", "a ", "x" * 512, "quote'\"\\", "per%cent :colon"])
+    def test_keys_of_any_text_are_kept_apart(self, store: IdempotencyStore, key: str, name: str) -> None:
+        names = (f"{key}{name}", f"{key}{name} ", f"{key}{name}".swapcase())
+        for number, one in enumerate(names):
+            assert store.claim(one, holder=f"h{number}", fingerprint=None, lease=LONG).state is ClaimState.CLAIMED
+        for number, one in enumerate(names):
+            record = store.lookup(one)
+            assert record is not None
+            assert record.holder == f"h{number}"
+        assert {one for one, _ in store.leases()} >= set(names)
+
+    def test_time_is_one_for_all_who_ask(self, store: IdempotencyStore, key: str) -> None:
+        before = store.now()
+        claim = store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        assert claim.now is not None
+        assert before - 0.01 <= claim.now <= store.now() + 0.01
+        record = store.lookup(key)
+        assert record is not None
+        assert abs(record.until - claim.now - LONG) < 0.1
+        assert abs(record.claimed_at - claim.now) < 0.1
+
+    def test_what_is_over_is_deleted_in_batches(self, store: IdempotencyStore, key: str) -> None:
+        for number in range(5):
+            self._done(store, f"{key}{number}", retention=SHORT)
+        self._done(store, f"{key}kept")
+        until(lambda: all(store.lookup(f"{key}{number}") is None for number in range(5)))
+        deleted = [store.prune(2) for _ in range(4)]
+        assert max(deleted) <= 2
+        assert sum(deleted) in (0, 5)
+        assert store.prune(100) == 0
+        assert store.lookup(f"{key}kept") is not None
+
     def test_other_arguments_for_a_key_are_a_conflict_while_it_runs_and_after(self, store: IdempotencyStore, key: str) -> None:
         store.claim(key, holder="first", fingerprint="f", lease=LONG)
         assert store.claim(key, holder="b", fingerprint="g", lease=LONG).state is ClaimState.CONFLICT

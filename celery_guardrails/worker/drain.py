@@ -33,6 +33,9 @@ class Drain(bootsteps.Step):
         super().__init__(w, **kwargs)
         self._rails = ensure_guardrails(w.app)
         _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
+        for task in list(w.app.tasks.values()):
+            if getattr(task, "atomic", False) and getattr(task, "guarded", False):
+                self._rails.transactional(task.guard_options)
         self._told = threading.Event()
         self._over = threading.Event()
         stopping.reset()

@@ -11,6 +11,7 @@ from celery import bootsteps
 from celery.worker import state as worker_state
 from celery.worker.consumer import Tasks
 
+from ..integration import overtaken
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
 from .background import Background
@@ -59,8 +60,13 @@ class Renewal(bootsteps.StartStopStep):
     def _round(self) -> float:
         lease = self._rails.settings.lease_seconds
         self._prune()
+        guard = self._rails.main_guard
         try:
-            self._rails.main_guard.store.renew([(r.delivery.key, holder) for holder, r in list(state.live.items())], lease)
+            leases = [(r.delivery.key, holder) for holder, r in list(state.live.items())]
+            for (_, holder), held in zip(leases, guard.store.renew(leases, lease), strict=True):
+                if not held:  # overtaken, or it has not begun or has ended meanwhile: the child finds out which
+                    overtaken.mark(holder)
+            guard.skew = guard.store.now() - guard.clock.now()
         finally:
             visibility = self._extend_visibility()
         return min(lease, visibility) / 3

@@ -162,7 +162,7 @@ def test_a_dead_letter_is_written_before_the_lease_is_dropped(bench: Bench) -> N
     bench.log.clear()
     report = ErrorReport("app.Declined", "no", 'Traceback\n  File "/x/app.py", line 3, in charge\n', "own")
     assert bench.guard.settle(delivery, claim, HOPELESS, LIMITS, error=report) == DeadLetterNow("permanent", 1)
-    assert bench.log == ["renew", "dead_letter", "release"]
+    assert bench.log == ["renew", "dead_letter", "reset"]
     message, certificate = dead(bench)
     assert (message.body, message.headers["mine"], message.content_type) == (b"body", 1, "application/json")
     assert (certificate.reason, certificate.error, certificate.message) == ("permanent", "app.Declined", "no")

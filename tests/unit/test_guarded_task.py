@@ -259,7 +259,7 @@ def test_a_callable_key_gets_the_arguments_as_they_were_given(app: Celery, sent:
         ({"permanent": int}, "permanent = "),
         ({"autoretry_for": (Exception,)}, "autoretry_for"),
         ({"resource": "payments"}, "resource = 'payments'"),
-        ({"atomic": True}, "atomic = True"),
+        ({"atomic": 1.5}, "atomic = 1.5"),
         ({"max_queue_depth": 5}, "max_queue_depth = 5"),
     ],
 )

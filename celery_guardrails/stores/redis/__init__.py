@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,12 +25,26 @@ T = TypeVar("T")
 #: Short names for what nearly every record says, to keep a million of them small.
 _SHORT = {"application/json": "j", "utf-8": "u", "binary": "b", "application/x-python-serialize": "p"}
 _LONG = {short: long for long, short in _SHORT.items()}
-_SCRIPTS = ("claim", "complete", "release", "renew", "lookup")
+#: Name of a script → its parts.
+_SCRIPTS = {
+    "claim": ("record", "claim"),
+    "complete": ("record", "complete"),
+    "release": ("record", "release"),
+    "reset": ("record", "reset"),
+    "renew": ("record", "renew"),
+    "step": ("record", "step"),
+    "lookup": ("record", "fields", "lookup"),
+    "break": ("record", "fields", "break"),
+}
+#: Keys looked at in one round trip when leases are listed.
+_BATCH = 1000
+#: First bytes of a record that is leased: a msgpack array of nine or ten, then the state.
+_LEASED = (b"\x99\x01", b"\x9a\x01")
 
 
 def _script(name: str) -> str:
     folder = resources.files(__package__)
-    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("record", name))
+    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in _SCRIPTS[name])
 
 
 class RedisStore:
@@ -66,20 +81,26 @@ class RedisStore:
     def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         answer = self._run("claim", key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts)
-        state = answer[0]
+        more: Sequence[bytes] = ()
+        if not isinstance(answer, bytes):
+            answer, *more = answer
+        state, *words = answer.split()
+        now = int(words[-1]) / 1000
         if state == b"claimed":
             return Claim(
                 ClaimState.CLAIMED,
-                fence=int(answer[1]),
-                attempts=int(answer[2]),
-                crashes=int(answer[3]),
-                takeover=bool(int(answer[4])),
+                fence=int(words[0]),
+                attempts=int(words[1]),
+                crashes=int(words[2]),
+                takeover=words[3] == b"1",
+                steps=_steps(more) if more else {},
+                now=now,
             )
         if state == b"busy":
-            return Claim(ClaimState.BUSY, wait=int(answer[1]) / 1000, attempts=int(answer[2]), crashes=int(answer[3]))
+            return Claim(ClaimState.BUSY, wait=int(words[0]) / 1000, attempts=int(words[1]), crashes=int(words[2]), now=now)
         if state == b"completed":
-            return Claim(ClaimState.COMPLETED, fence=int(answer[1]), result=_result(*answer[2:6]))
-        return Claim(ClaimState.CONFLICT)
+            return Claim(ClaimState.COMPLETED, fence=int(words[0]), result=_result(*more), now=now)
+        return Claim(ClaimState.CONFLICT, now=now)
 
     def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -102,7 +123,24 @@ class RedisStore:
         answer = self._run("release", key, holder, attempts, crashes, int(drop), self._memory)
         if not answer:
             return None
-        return Record(attempts=int(answer[0]), crashes=int(answer[1]), fence=int(answer[2]), fingerprint=answer[3].decode() or None)
+        return Record(
+            attempts=int(answer[0]),
+            crashes=int(answer[1]),
+            fence=int(answer[2]),
+            fingerprint=answer[3].decode() or None,
+            steps=_steps(answer[4:]),
+        )
+
+    def reset(self, key: str, *, holder: str | None = None) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        return bool(self._run("reset", key, holder or "", self._memory))
+
+    def save_step(self, key: str, *, holder: str, name: str, value: StoredResult) -> bool:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        answer = self._run(
+            "step", key, holder, self._memory, name, _shorten(value.content_type), _shorten(value.content_encoding), value.data
+        )
+        return bool(answer)
 
     def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -129,33 +167,45 @@ class RedisStore:
 
     def lookup(self, key: str) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        fields = self._run("lookup", key)
-        if not fields:
-            return None
-        fingerprint, fence = fields[1].decode() or None, int(fields[2])
-        if int(fields[0]) == 2:
-            return Record(
-                state=RecordState.COMPLETED,
-                fingerprint=fingerprint,
-                fence=fence,
-                claimed_at=int(fields[3]) / 1000,
-                result=_result(*fields[4:8]),
-            )
-        return Record(
-            state=RecordState.LEASED if int(fields[0]) == 1 else RecordState.IDLE,
-            fingerprint=fingerprint,
-            fence=fence,
-            attempts=int(fields[3]),
-            crashes=int(fields[4]),
-            holder=fields[5].decode(),
-            until=int(fields[6]) / 1000,
-            claimed_at=int(fields[7]) / 1000,
-            owner=fields[8].decode(),
-        )
+        return _record(self._run("lookup", key))
+
+    def break_lease(self, key: str) -> Record | None:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        return _record(self._run("break", key, self._memory))
+
+    def leases(self) -> Iterator[tuple[str, Record]]:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`; it looks at the first bytes of every record there is."""
+        pattern = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self._prefix) + "*"
+        keys = self._client.scan_iter(match=pattern, count=_BATCH)
+        seen: set[bytes] = set()
+        while batch := self._guarded(lambda: list(islice(keys, _BATCH))):
+            heads = self._guarded(lambda batch=batch: self._heads(batch))  # type: ignore[misc]
+            for name, head in zip(batch, heads, strict=True):
+                if head in _LEASED and name not in seen:
+                    seen.add(name)  # a scan may meet a key twice
+                    key = name.decode("utf-8", "surrogateescape")[len(self._prefix) :]
+                    record = self.lookup(key)
+                    if record is not None and record.state is RecordState.LEASED:
+                        yield key, record
+
+    def _heads(self, names: Sequence[bytes]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.getrange(name, 0, 1)
+        return pipeline.execute()
+
+    def prune(self, limit: int) -> int:
+        """Nothing to do: Redis lets its keys expire."""
+        return 0
 
     def forget(self, key: str) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         return bool(self._guarded(lambda: self._client.delete(self._prefix + key)))
+
+    def now(self) -> float:
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        seconds, microseconds = self._guarded(self._client.time)
+        return float(seconds) + microseconds / 1_000_000
 
     def ping(self) -> None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -189,6 +239,37 @@ def _milliseconds(seconds: float) -> int:
 
 def _shorten(name: str | None) -> str:
     return "" if name is None else _SHORT.get(name, name)
+
+
+def _record(fields: Sequence[bytes]) -> Record | None:
+    if not fields:
+        return None
+    fingerprint, fence = fields[1].decode() or None, int(fields[2])
+    if int(fields[0]) == 2:
+        return Record(
+            state=RecordState.COMPLETED,
+            fingerprint=fingerprint,
+            fence=fence,
+            claimed_at=int(fields[3]) / 1000,
+            result=_result(*fields[4:8]),
+        )
+    return Record(
+        state=RecordState.LEASED if int(fields[0]) == 1 else RecordState.IDLE,
+        fingerprint=fingerprint,
+        fence=fence,
+        attempts=int(fields[3]),
+        crashes=int(fields[4]),
+        holder=fields[5].decode(),
+        until=int(fields[6]) / 1000,
+        claimed_at=int(fields[7]) / 1000,
+        owner=fields[8].decode(),
+        steps=_steps(fields[9:]),
+    )
+
+
+def _steps(flat: Sequence[bytes]) -> dict[str, StoredResult]:
+    """Return a mapping of a flat list: name, content type, content encoding, data, and so on."""
+    return {flat[at].decode(): _result(b"", *flat[at + 1 : at + 4]) for at in range(0, len(flat), 4)}
 
 
 def _result(task_id: bytes, content_type: bytes, content_encoding: bytes, data: bytes) -> StoredResult:

@@ -1,5 +1,5 @@
 -- KEYS: record. ARGV: holder, attempts to charge, crashes to charge, drop (1 or 0), memory_ms.
--- Answers {attempts, crashes, fence, fingerprint}, or an empty list where the lease is not the holder's or was dropped.
+-- Answers {attempts, crashes, fence, fingerprint, steps...}, or an empty list where the lease is not the holder's or was dropped.
 local r = load(KEYS[1])
 if not r or r[1] ~= LEASED or r[6] ~= ARGV[1] then return {} end
 if ARGV[4] == '1' then
@@ -9,4 +9,4 @@ end
 r[1], r[4], r[5] = IDLE, r[4] + tonumber(ARGV[2]), r[5] + tonumber(ARGV[3])
 r[6], r[7], r[9] = '', 0, ''
 save(KEYS[1], r, tonumber(ARGV[5]))
-return {r[4], r[5], int(r[3]), r[2]}
+return add_steps({r[4], r[5], int(r[3]), r[2]}, r[10] or {})

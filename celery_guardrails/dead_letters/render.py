@@ -186,8 +186,26 @@ def record_data(key: str, record: Record) -> dict[str, Any]:
     data = {"key": key, **record.__dict__, "state": record.state.value}
     result = record.result
     data["until"], data["claimed_at"] = moment(record.until or None), moment(record.claimed_at or None)
+    data["steps"] = sorted(record.steps)
     data["result"] = None if result is None else {"task_id": result.task_id, "kept": result.has_value, "bytes": len(result.data)}
     return data
+
+
+def lease_data(key: str, record: Record, now: float) -> dict[str, Any]:
+    """Return a lease as values of JSON types; ``age`` and ``left`` are seconds, times unix time in seconds."""
+    return {
+        "key": key,
+        "holder": record.holder,
+        "owner": record.owner,
+        "claimed_at": record.claimed_at,
+        "until": record.until,
+        "age": max(0.0, now - record.claimed_at),
+        "left": record.until - now,
+        "fence": record.fence,
+        "attempts": record.attempts,
+        "crashes": record.crashes,
+        "steps": sorted(record.steps),
+    }
 
 
 def letters_text(number: int) -> str:

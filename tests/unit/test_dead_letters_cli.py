@@ -19,7 +19,7 @@ from celery_guardrails.cli import guardrails as celery_group
 from celery_guardrails.dead_letters.redaction import HIDDEN
 from celery_guardrails.dead_letters.render import moment, printable, table
 from celery_guardrails.errors import PublishFailed, StoreUnavailable
-from celery_guardrails.policy.lease import StoredResult
+from celery_guardrails.policy.lease import RecordState, StoredResult
 from tests.support.dead_letters import Kit, task_message
 
 LETTER_FIELDS = set(
@@ -39,7 +39,15 @@ class Shop(Kit):
 
     def __init__(self) -> None:
         super().__init__("celery", "mail")
-        self.rails = SimpleNamespace(dead_letters=self.service, lookup=self.store.lookup, forget=self.store.forget)
+        store = self.store
+        self.rails = SimpleNamespace(
+            dead_letters=self.service,
+            store=store,
+            lookup=store.lookup,
+            forget=store.forget,
+            leases=store.leases,
+            break_lease=store.break_lease,
+        )
         self.app = SimpleNamespace(main="shop", guardrails=self.rails)
         self.group = commands(lambda: self.app)
 
@@ -60,6 +68,49 @@ class Shop(Kit):
 @pytest.fixture
 def shop() -> Shop:
     return Shop()
+
+
+# -- leases ---------------------------------------------------------------------------------------------------------
+
+
+def held(shop: Shop, key: str = "charge:7") -> None:
+    shop.store.claim(key, holder="h" * 16, fingerprint=None, lease=60, owner="celery@host/12")
+
+
+def test_leases_lists_who_holds_what_since_when(shop):
+    held(shop)
+    shop.store.claim("done", holder="h", fingerprint=None, lease=60)
+    shop.store.complete("done", holder="h", fingerprint=None, fence=1, result=StoredResult(), retention=60)
+    lines = shop.run("leases").stdout.splitlines()
+    assert lines[0].split() == ["KEY", "HELD", "BY", "SINCE", "AGE", "LEFT", "FENCE", "ATTEMPTS", "CRASHES"]
+    assert len(lines) == 2
+    assert "charge:7" in lines[1]
+    assert "celery@host/12" in lines[1]
+    assert "60 s" in lines[1]
+    (data,) = json.loads(shop.run("leases", "--json").stdout)
+    assert (data["key"], data["owner"], data["attempts"]) == ("charge:7", "celery@host/12", 0)
+
+
+def test_leases_says_when_no_key_is_held_long_enough(shop):
+    held(shop)
+    assert "no key is held" in shop.run("leases", "--older", "3600").stderr
+    assert shop.run("leases", "--older", "3600", "--json").stdout == "[]\n"
+
+
+def test_break_asks_and_then_takes_the_lease_away(shop):
+    held(shop)
+    refused = shop.run("break", "charge:7", code=1, answer="n\n")
+    assert "celery@host/12" in refused.output
+    assert shop.store.lookup("charge:7").state is RecordState.LEASED
+    assert "took charge:7 from celery@host/12" in shop.run("break", "charge:7", answer="y\n").output
+    assert shop.store.lookup("charge:7").state is RecordState.IDLE
+
+
+def test_break_of_a_key_that_nobody_holds_makes_exit_code_1(shop):
+    assert "nobody holds" in shop.run("break", "x", code=1).output
+    assert json.loads(shop.run("break", "x", "--json", code=1).stdout) == {"key": "x", "broken": False, "record": None}
+    held(shop)
+    assert json.loads(shop.run("break", "charge:7", "--yes", "--json").stdout)["record"]["owner"] == "celery@host/12"
 
 
 # -- list, groups, show ---------------------------------------------------------------------------------------------
@@ -423,8 +474,9 @@ def test_a_terminal_gets_a_progress_bar_and_a_pipe_does_not(shop, monkeypatch):
         bars.append(real(**{**options, "file": None}))
         return bars[-1]
 
-    monkeypatch.setattr("celery_guardrails.cli.click.progressbar", remembered)
-    monkeypatch.setattr("celery_guardrails.cli.sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True), stdout=sys.stdout))
+    monkeypatch.setattr("celery_guardrails.cli.letters.click.progressbar", remembered)
+    terminal = SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True), stdout=sys.stdout)
+    monkeypatch.setattr("celery_guardrails.cli.letters.sys", terminal)
     shop.letters("replay")
     assert [(bar.length, bar.pos) for bar in bars] == [(3, 3)]
     shop.bury()

@@ -109,7 +109,7 @@ class Bench:
 
     def records(self) -> list[Table]:
         """Memory and claim cost by the number of records."""
-        return records(self.redis("store"), sizes=(1_000, 10_000) if self.quick else (1_000, 100_000))
+        return records(self.redis("store"), sizes=(1_000, 10_000) if self.quick else (1_000, 10_000, 100_000, 1_000_000))
 
     def costs(self) -> list[Table]:
         """CPU of the two halves of a worker."""

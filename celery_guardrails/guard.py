@@ -277,6 +277,10 @@ class Guard:
         """Give the lease of a delivery back that this worker will not finish, so that another starts at once."""
         self._release(delivery)
 
+    def hand_over(self, delivery: Delivery) -> None:
+        """Give the lease of a task back that another goes on with: without its charges, but with its recovery points."""
+        self._give_up(delivery)
+
     def postpone(self, delivery: Delivery, seconds: float) -> None:
         """Let a message that is not due yet wait in the broker.
 

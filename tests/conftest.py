@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.support import BrokerUnderTest, Deployment, Ledger, Proxy, RabbitNode, RedisServer, Workers
-from tests.support.provision import AMQP_MEND, REDIS_MEND, foreign_amqp
+from tests.support.mariadb import MariaDatabases, MariaServer, find_mariadb, mariadb_databases, mariadb_program
+from tests.support.postgres import PostgresDatabases, PostgresServer, find_postgres, postgres_databases, postgres_programs
+from tests.support.provision import AMQP_MEND, MARIADB_MEND, POSTGRES_MEND, REDIS_MEND, foreign_amqp
 from tests.support.rabbitmq import find_scripts
 from tests.support.redis import find_server
 
@@ -155,6 +157,76 @@ def private_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
     yield start
     for node in nodes:
         node.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresDatabases]:
+    """The session's own PostgreSQL. Not to be stopped: ask ``private_postgres`` for one that may be."""
+    if find_postgres() is None:
+        missing(POSTGRES_MEND)
+    databases = postgres_databases()
+    yield databases
+    databases.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresDatabases) -> Iterator[str]:
+    """URL of an empty PostgreSQL database of the test's own."""
+    url = postgres.fresh_url()
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDatabases]:
+    """The session's own MariaDB. Not to be stopped: ask ``private_mariadb`` for one that may be."""
+    if find_mariadb() is None:
+        missing(MARIADB_MEND)
+    databases = mariadb_databases()
+    yield databases
+    databases.close()
+
+
+@pytest.fixture
+def mariadb_url(mariadb: MariaDatabases) -> Iterator[str]:
+    """URL of an empty MariaDB database of the test's own."""
+    url = mariadb.fresh_url()
+    yield url
+    mariadb.drop(url)
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., PostgresServer]]:
+    """Start PostgreSQL servers that the test may kill, freeze and start again; a second each."""
+    if postgres_programs() is None:
+        missing(POSTGRES_MEND)
+    servers: list[PostgresServer] = []
+
+    def start(*options: str) -> PostgresServer:
+        servers.append(PostgresServer(*options))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def private_mariadb() -> Iterator[Callable[..., MariaServer]]:
+    """Start MariaDB servers that the test may kill, freeze and start again; a second each."""
+    if mariadb_program() is None:
+        missing(MARIADB_MEND)
+    servers: list[MariaServer] = []
+
+    def start(*options: str) -> MariaServer:
+        servers.append(MariaServer(*options))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy as sa
+from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
@@ -132,14 +133,17 @@ class SQLAlchemyStore(SqlStore):
 
     # -- transactions -----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self, database: str | None) -> Iterator[SqlTransaction]:
+    def transaction(self, database: str | None) -> AbstractContextManager[SqlTransaction]:
         """See :class:`~celery_guardrails.ports.TransactionalStore`.
 
         The body must not commit: that would let its effects stand without their completion. Savepoints are its own.
         """
         if database is not None:
             raise GuardrailsConfigError(f"atomic = {database!r}: with a sqlalchemy+… store only atomic=True is allowed")
+        return self._transaction()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[SqlTransaction]:
         own = self.source is None
         current = Session(self._engine) if self.source is None else self.source()
         self._same_database(current)
@@ -147,12 +151,18 @@ class SQLAlchemyStore(SqlStore):
         token = _inside.set(current)
         event.listen(current, "before_commit", _refuse_commit)
         try:
+            if self.dialect.own_writer:
+                # SQLite lets a reader become a writer only if nobody wrote since, and fails at once otherwise. Who begins as a
+                # writer waits.
+                _run(current.connection(), f"DELETE FROM {TABLE} WHERE id = ''", {})  # noqa: S608 - a constant
             yield SqlTransaction(self, lambda statement, parameters: _run_within(current, statement, parameters))
             event.remove(current, "before_commit", _refuse_commit)
             current.commit()
-        except BaseException:
+        except BaseException as exc:
             if event.contains(current, "before_commit", _refuse_commit):
                 event.remove(current, "before_commit", _refuse_commit)
+            if isinstance(exc, SoftTimeLimitExceeded):
+                current.invalidate()  # it may have struck in the middle of an answer
             current.rollback()
             raise
         finally:
@@ -186,7 +196,14 @@ class SQLAlchemyStore(SqlStore):
     def _once(self, statement: str, parameters: Mapping[str, Any]) -> Answer:
         self._make_table()
         with self._statements.connect() as connection:
-            return _run(connection, statement, parameters)
+            try:
+                return _run(connection, statement, parameters)
+            except SQLAlchemyError:
+                raise
+            except BaseException:
+                # A soft time limit may strike anywhere: an answer that nobody has read must not be the next statement's.
+                connection.invalidate()
+                raise
 
     def _make_table(self) -> None:
         if self._made:

@@ -59,6 +59,9 @@ class Guardrails:
             at when the worker starts or the first task is published.
     """
 
+    #: The store's URL where no setting names one and the app uses no Redis; a framework that brings a database says it.
+    fallback_store: str | None = None
+
     def __init__(self, app: Celery | None = None, *, store: str | None = None, **settings: Any) -> None:
         self._overrides = {PREFIX + name: value for name, value in settings.items()}
         if store is not None:
@@ -81,10 +84,13 @@ class Guardrails:
         if isinstance(present, Guardrails) and present is not self:
             # a task was defined first and attached the default: this one, given by hand, goes before it
             self._listeners.extend(listener for listener in present._listeners if listener not in self._listeners)
+            self.fallback_store = self.fallback_store or present.fallback_store
         self._app = app
         app.guardrails = self
+        from . import beat
         from .topology import install
 
+        beat.install()
         if present is None:
             app.steps["worker"].update(_WORKER_STEPS)
             app.steps["consumer"].update(_CONSUMER_STEPS)
@@ -116,7 +122,7 @@ class Guardrails:
 
     @cached_property
     def store_url(self) -> str:
-        """The store's URL: the setting, or the Redis that the app uses already."""
+        """The store's URL: the setting, or the Redis that the app uses already, or with Django's app its database."""
         conf = self.app.conf
         if self.settings.store:
             return self.settings.store
@@ -125,6 +131,8 @@ class Guardrails:
                 first = str(candidate).split(";")[0]
                 if urlsplit(first).scheme in _REDIS_SCHEMES:
                     return first
+        if self.fallback_store is not None:
+            return self.fallback_store
         raise GuardrailsConfigError(
             "guardrails_store is not set and neither broker_url nor result_backend is a Redis to use instead: "
             "set guardrails_store, for instance to 'redis://localhost:6379/1'"
@@ -245,6 +253,8 @@ class Guardrails:
                 f"and guardrails_store = {hide_password(self.store_url)!r} cannot: set guardrails_store to 'django://default' or "
                 "'sqlalchemy+postgresql://…', or leave atomic out"
             )
+        if isinstance(options.atomic, str):
+            store.transaction(options.atomic)  # not begun: a store refuses a database that is not its own
         return store
 
     def on_store(self, hook: Callable[[IdempotencyStore], None]) -> None:

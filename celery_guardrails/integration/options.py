@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..config import Settings
@@ -15,6 +16,8 @@ from ..policy.verdict import Limits
 
 __all__ = ["TaskOptions"]
 
+#: What a key may name beside the arguments; an argument of that name goes before it.
+_SPECIAL = frozenset({"task", "slot"})
 _LATER = ("resource", "max_queue_depth")
 
 
@@ -82,7 +85,7 @@ class TaskOptions:
         known = self._argument_names()
         if known is None:
             return
-        used = list(template_fields(self.key)) if isinstance(self.key, str) else []
+        used = [name for name in self._template_fields if name not in _SPECIAL]
         chosen = self.fingerprint if isinstance(self.fingerprint, tuple) else ()
         for option, names in (("key", used), ("fingerprint", list(chosen))):
             unknown = [name for name in names if name not in known]
@@ -98,8 +101,27 @@ class TaskOptions:
     def _refuse(self, option: str, value: Any, allowed: str) -> None:
         raise GuardrailsConfigError(f"{self.task}: {option} = {value!r}: {allowed} is allowed")
 
-    def identify(self, args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
+    @cached_property
+    def _template_fields(self) -> tuple[str, ...]:
+        if not isinstance(self.key, str):
+            return ()
+        try:
+            return tuple(template_fields(self.key))
+        except ValueError as exc:
+            raise GuardrailsConfigError(f"{self.task}: key = {self.key!r} is no template: {exc}") from exc
+
+    @cached_property
+    def special(self) -> frozenset[str]:
+        """What the key names beside the arguments: ``task``, ``slot``."""
+        return _SPECIAL.intersection(self._template_fields).difference(self.signature.parameters)
+
+    def identify(self, args: Iterable[Any], kwargs: dict[str, Any], slot: str | None = None) -> tuple[str | None, str | None]:
         """Return key and fingerprint for a call; (None, None) where the task id is the key.
+
+        Args:
+            args: of the call.
+            kwargs: of the call.
+            slot: for a key that names it, see :mod:`celery_guardrails.integration.beat`.
 
         Raises:
             TypeError: the arguments do not fit the task, or have no stable fingerprint.
@@ -109,7 +131,10 @@ class TaskOptions:
             return None, None
         positional = tuple(args)
         arguments = bind_arguments(self.signature, positional, kwargs)
-        return make_key(self.key, arguments, positional, kwargs), fingerprint(arguments, self.fingerprint)
+        fields = arguments
+        if self.special:
+            fields = {"task": self.task, **({} if slot is None else {"slot": slot}), **arguments}
+        return make_key(self.key, fields, positional, kwargs), fingerprint(arguments, self.fingerprint)
 
     def limits(self, settings: Settings) -> Limits:
         """Return what the policy needs to know."""

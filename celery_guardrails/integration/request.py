@@ -13,11 +13,12 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from ..errors import GuardrailsConfigError, PublishFailed
-from ..policy.delivery import TRAVEL_HEADER, Delivery
+from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
 from ..policy.refusal import refusal
 from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict
 from .app import Guardrails, ensure_guardrails
 from .mainstate import state
+from .options import TaskOptions
 from .running import error_report
 from .translate import DELIVERY_FIELD, new_holder, queue_of, to_delivery
 
@@ -56,8 +57,11 @@ class GuardedRequest(Request):
         travel = self._request_dict.get(TRAVEL_HEADER)
         if isinstance(travel, (dict, Mapping)) and isinstance(travel.get("key"), str):
             return None, None  # it travelled with the message
-        key, fingerprint = self._task.guard_options.identify(self._args, self._kwargs)
-        return key, fingerprint
+        options: TaskOptions = self._task.guard_options
+        slot = None
+        if "slot" in options.special:  # beat's, or one that every delivery of this message has
+            slot = Travel.from_headers(self._request_dict).slot or self.id
+        return options.identify(self._args, self._kwargs, slot)
 
     @property
     def _limits(self) -> Any:

@@ -37,7 +37,7 @@ from ..policy.verdict import (
     Verdict,
     attempt_number,
 )
-from . import overtaken, stopping
+from . import overtaken, replacing, stopping
 from .logs import logger
 from .options import TaskOptions
 
@@ -54,13 +54,14 @@ class _OutOfMemory(RetryableError):
 class Running:
     """What the methods of a task that runs right now need to know of the run."""
 
-    __slots__ = ("attempt", "delivery", "gave_up", "now", "resubmitted")
+    __slots__ = ("attempt", "delivery", "gave_up", "now", "replaced", "resubmitted")
 
     def __init__(self, delivery: Delivery, attempt: int, now: Callable[[], float]) -> None:
         self.delivery = delivery
         self.attempt = attempt
         self.now = now
         self.gave_up = False
+        self.replaced = False
         self.resubmitted = False
 
 
@@ -85,7 +86,8 @@ class GuardedRun:
         self._steps: dict[str, tuple[bool, Any]] = {}
 
     @property
-    def _retention(self) -> float:
+    def retention(self) -> float:
+        """Seconds that the completion of this task is kept."""
         retention: float = self.options.retention or self.rails.settings.result_retention
         return retention
 
@@ -99,6 +101,9 @@ class GuardedRun:
         if not isinstance(verdict, Run):
             return self._refused(verdict)
         self.claim = claim
+        replaced = replacing.predecessor(self, claim)
+        if replaced is not None:
+            return replacing.follow(self, replaced)
         guarded = verdict.guarded
         execution = Execution(
             key=self.delivery.key,
@@ -120,7 +125,7 @@ class GuardedRun:
             self._settle(claim, Resubmitted())
             raise
         except Ignore:
-            self._settle(claim, Cancelled())
+            self._ignored(claim, present, guarded)
             raise
         except Reject as exc:
             self._rejected(claim, exc)
@@ -175,7 +180,7 @@ class GuardedRun:
             with store.transaction(database if isinstance(database, str) else None) as transaction:
                 value = self.task._body(args, kwargs)
                 if not run.resubmitted:
-                    self.guard.complete_within(transaction, self.delivery, self.claim, value, self._retention)
+                    self.guard.complete_within(transaction, self.delivery, self.claim, value, self.retention)
                     written = True
         except Exception as exc:
             # The commit's answer was lost, or something that was to run after it failed: what stands in the database counts.
@@ -204,6 +209,13 @@ class GuardedRun:
     def _overtaken(self) -> Ignore:
         return Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
 
+    def _ignored(self, claim: Claim, run: Running, guarded: bool) -> None:
+        """Settle an ``Ignore``: that of ``self.replace()``, or the body's own."""
+        if run.replaced and guarded:
+            replacing.remember(self)
+        else:
+            self._settle(claim, Cancelled())
+
     def _rejected(self, claim: Claim, exc: Reject) -> None:
         """Settle a ``Reject``; raises what Celery shall see, or returns where it is the exception itself."""
         verdict = self._settle(claim, Rejected(exc.requeue), exc)
@@ -229,7 +241,7 @@ class GuardedRun:
             raise _OutOfMemory(repr(exc)) from exc
 
     def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
-        retention = self._retention
+        retention = self.retention
         report = error_report(exc, outcome) if exc is not None else None
 
         def settle() -> Verdict:

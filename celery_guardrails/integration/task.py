@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from celery import Task as CeleryTask
 from celery import _state
 from celery.app.base import Celery
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Retry
+from celery.utils import uuid
 
 from ..errors import GuardrailsConfigError
 from ..execution import Execution, executing
 from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
 from ..policy.retry import RetryPolicy
+from . import beat
 from .options import TaskOptions
 from .running import GuardedRun, running_now
 from .translate import DELIVERY_FIELD
@@ -81,6 +83,8 @@ class GuardMixin:
             return
         if getattr(cls, "run", None) is not None and name:
             cls._guard_options = TaskOptions.from_task(cls)
+            if "slot" in cls._guard_options.special:
+                beat.watch()
             cls._plain_call = _foreign_call(cls)
 
     @classmethod
@@ -124,17 +128,22 @@ class GuardMixin:
                 args = tuple(args)  # a generator can be read once only
             headers = dict(options.get("headers") or {})
             if TRAVEL_HEADER not in headers:
-                travel = self._travel(args or (), kwargs or {})
+                slot = None
+                if "slot" in self.guard_options.special:
+                    slot = beat.current_slot()
+                    if slot is None:  # nobody's schedule: it runs, and runs once, also when its publisher publishes it again
+                        slot, rest, options = _with_task_id(rest, options)
+                travel = self._travel(args or (), kwargs or {}, slot)
                 if travel is not None:
                     headers[TRAVEL_HEADER] = travel.to_header()
                     options["headers"] = headers
         return super().apply_async(args, kwargs, *rest, **options)  # type: ignore[misc]
 
-    def _travel(self, args: Any, kwargs: Any) -> Travel | None:
+    def _travel(self, args: Any, kwargs: Any, slot: str | None) -> Travel | None:
         running = running_now.get()
         now = self.guardrails.clock.now() if running is None else running.now()
         try:
-            key, mark = self.guard_options.identify(args, kwargs)
+            key, mark = self.guard_options.identify(args, kwargs, slot)
         except (TypeError, GuardrailsConfigError):
             # A step of a chain is published by its parent: raising here would turn the parent's success into a
             # failure. The worker will dead-letter the step as invalid instead.
@@ -187,6 +196,26 @@ class GuardMixin:
         running.resubmitted = True  # throw=False: the body goes on, but its successor is on the way
         return answer
 
+    def replace(self, sig: Any) -> Any:
+        """As in Celery; delivered again, the task is not replaced again.
+
+        Raises:
+            GuardrailsConfigError: in a task with ``atomic``, whose transaction the ``Ignore`` would roll back.
+        """
+        running = running_now.get()
+        guarded = running is not None and running.delivery.task_id == self.request.id  # type: ignore[attr-defined]
+        if guarded and self.atomic:
+            raise GuardrailsConfigError(
+                f"{self.name}: self.replace() leaves the body of an atomic task by an exception, which rolls its transaction back: "  # type: ignore[attr-defined]
+                "publish the next task when it has committed, or leave atomic out"
+            )
+        try:
+            return super().replace(sig)  # type: ignore[misc]
+        except Ignore:  # it has been published
+            if running is not None and guarded:
+                running.replaced = True
+            raise
+
     # -- running ----------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +232,7 @@ class GuardMixin:
         if request.called_directly or not self.guarded:
             return super().__call__(*args, **kwargs) if request.called_directly else self._body(args, kwargs)  # type: ignore[misc]
         # eager mode: no broker, no lease; the body still finds its execution
-        key, _ = self.guard_options.identify(args, kwargs)
+        key, _ = self.guard_options.identify(args, kwargs, beat.current_slot() or request.id)
         execution = Execution(key or request.id or "", 0, (request.retries or 0) + 1, 1, None)
         with executing(execution):
             return self._body(args, kwargs)
@@ -213,6 +242,12 @@ class GuardMixin:
         if self._plain_call is not None:
             return self._plain_call(*args, **kwargs)
         return self.run(*args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _with_task_id(rest: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Return the task id of a publish, and its options with it: Celery makes one up later where there is none."""
+    chosen: str = (rest[0] if rest else options.get("task_id")) or uuid()
+    return (chosen, (chosen, *rest[1:]), options) if rest else (chosen, rest, {**options, "task_id": chosen})
 
 
 def _inside_a_worker() -> bool:

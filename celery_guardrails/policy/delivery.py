@@ -45,6 +45,7 @@ class Travel:
         replays: times replayed from a dead letter queue.
         waited: the last retry wait in seconds (for decorrelated jitter).
         origin: exchange and routing key of the first publish, kept while the message takes the way through a delay.
+        slot: due time of the schedule that beat fired, where beat could not make the key itself.
     """
 
     key: str | None = None
@@ -56,6 +57,7 @@ class Travel:
     replays: int = 0
     waited: float | None = None
     origin: tuple[str, str] | None = None
+    slot: str | None = None
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
@@ -79,6 +81,7 @@ class Travel:
             "replays": self.replays or None,
             "waited": self.waited,
             "origin": list(self.origin) if self.origin else None,
+            "slot": self.slot,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -117,6 +120,7 @@ _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "replays": ("replays", _count),
     "waited": ("waited", _number),
     "origin": ("origin", _pair),
+    "slot": ("slot", _text),
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from inspect import Parameter, Signature
 from typing import Any, Union
 
 from ..errors import GuardrailsConfigError
+from .canonical import canonical, canonical_text, plain_member
 
 __all__ = ["KeyTemplate", "bind_arguments", "canonical", "fingerprint", "make_key"]
 
@@ -18,29 +19,61 @@ KeyTemplate = Union[str, Callable[..., str], None]
 KEY_LIMIT = 512
 
 
-class _Dotted(string.Formatter):
-    """``{order.id}``: dotted paths over mappings and attributes, never into private names."""
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        first, *rest = field_name.split(".")
-        if first not in kwargs:
-            raise KeyError(first)
-        value = kwargs[first]
-        for part in rest:
-            if part.startswith("_"):
-                raise KeyError(field_name)
-            value = value[part] if isinstance(value, Mapping) else getattr(value, part)
-        return value, first
-
-
-_FORMATTER = _Dotted()
-
-
 def template_fields(template: str) -> Iterator[str]:
-    """Yield the argument names that a template uses."""
-    for _, name, _, _ in _FORMATTER.parse(template):
-        if name is not None:
-            yield name.split(".")[0]
+    """Yield the names that a template uses.
+
+    Raises:
+        ValueError: it is no template.
+    """
+    for _, path, _, _ in _parsed(template):
+        if path is not None:
+            yield path[0]
+
+
+@lru_cache(maxsize=1024)
+def _parsed(template: str) -> tuple[tuple[str, tuple[str, ...] | None, str | None, str], ...]:
+    """Return literal text, path of the field after it (None at the end), conversion and format of each part."""
+    return tuple(
+        (literal, None if name is None else tuple(name.split(".")), conversion, spec or "")
+        for literal, name, spec, conversion in _FORMATTER.parse(template)
+    )
+
+
+_FORMATTER = string.Formatter()
+
+
+def _filled(template: str, fields: Mapping[str, Any]) -> str:
+    """Fill a template: ``{order.id}`` goes over mappings and attributes, never into private names."""
+    parts = []
+    for literal, path, conversion, spec in _parsed(template):
+        parts.append(literal)
+        if path is not None:
+            value = plain_member(_found(path, fields))
+            if conversion:
+                value = _FORMATTER.convert_field(value, conversion)
+            parts.append(_text(value, _filled(spec, fields) if "{" in spec else spec))
+    return "".join(parts)
+
+
+def _found(path: tuple[str, ...], fields: Mapping[str, Any]) -> Any:
+    value = fields[path[0]]
+    for part in path[1:]:
+        if part.startswith("_"):
+            raise KeyError(".".join(path))
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+    return value
+
+
+def _text(value: Any, spec: str) -> str:
+    kind = type(value)
+    if kind is str or kind is int:
+        return format(value, spec)
+    if isinstance(value, (set, frozenset)):
+        raise TypeError("a set is printed in another order by every process")
+    text = format(value, spec)
+    if " at 0x" in text and not isinstance(value, str):
+        raise TypeError(f"{text} is printed with its place in memory, which is another one each time")
+    return text
 
 
 def bind_arguments(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +103,7 @@ def make_key(template: KeyTemplate, arguments: Mapping[str, Any], args: Sequence
         key = template(*args, **kwargs)
     else:
         try:
-            key = _FORMATTER.vformat(template, (), arguments)
+            key = _filled(template, arguments)
         except (KeyError, AttributeError, IndexError, TypeError, ValueError) as exc:
             raise GuardrailsConfigError(f"key = {template!r} cannot be filled from the arguments {sorted(arguments)}: {exc!r}") from exc
     if not isinstance(key, str) or not key:
@@ -87,61 +120,25 @@ def fingerprint(arguments: Mapping[str, Any], names: Sequence[str] | bool | None
     Args:
         arguments: by name.
         names: which of them; None or True means all, False or an empty sequence means no check (None is returned).
+
+    Raises:
+        TypeError: naming the argument that has no canonical form, see :func:`celery_guardrails.policy.canonical.canonical`.
     """
     if names is False:
         return None
     if names is None or names is True:
-        chosen = dict(arguments)
+        chosen = arguments
     else:
         if not names:
             return None
         chosen = {name: arguments.get(name) for name in names}
-    text = json.dumps(canonical(chosen), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    try:
+        text = canonical_text(chosen)
+    except TypeError:
+        for name, value in chosen.items():  # say which one it was
+            try:
+                canonical(value)
+            except TypeError as exc:
+                raise TypeError(f"argument {name!r}: {exc}") from exc
+        raise
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def canonical(value: Any) -> Any:
-    """Return a value of JSON types that is the same in every process, Python version and after a trip through JSON.
-
-    A tuple equals a list. A date, UUID or Decimal equals the text that Celery's JSON gives for it, since the worker
-    may see either; a model of Django counts as its label and primary key.
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < 2**53 else float.__repr__(value)
-    if isinstance(value, Mapping):
-        return {_canonical_name(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [canonical(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((canonical(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value).hex()
-    return _canonical_object(value)
-
-
-def _canonical_name(key: Any) -> str:
-    """Return a mapping's key as JSON writes it, where it has no other names than texts."""
-    if key is None or isinstance(key, bool):
-        return json.dumps(key)
-    return float.__repr__(key) if isinstance(key, float) else str(canonical(key))
-
-
-def _canonical_object(value: Any) -> Any:
-    if hasattr(value, "_meta") and hasattr(value, "pk"):  # a Django model, without importing Django
-        return [str(value._meta.label_lower), canonical(value.pk)]
-    if callable(getattr(value, "model_dump", None)):  # pydantic 2
-        return canonical(value.model_dump(mode="json"))
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return {name: canonical(getattr(value, name)) for name in value.__dataclass_fields__}
-    if callable(getattr(value, "isoformat", None)):
-        return value.isoformat()
-    if type(value).__module__.split(".")[0] in ("uuid", "decimal", "pathlib", "fractions"):
-        return str(value)
-    raise TypeError(
-        f"{type(value).__module__}.{type(value).__qualname__} has no stable fingerprint: "
-        "name the arguments that identify the work in fingerprint=(...), or use fingerprint=False"
-    )

@@ -6,8 +6,8 @@ A third-party store is one class with a ``from_url(url, namespace=..., memory=..
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..errors import GuardrailsConfigError
 from ..ports import IdempotencyStore
@@ -21,8 +21,13 @@ REGISTRY: dict[str, str] = {
     "rediss": "celery_guardrails.stores.redis:RedisStore",
     "unix": "celery_guardrails.stores.redis:RedisStore",
     "redis+socket": "celery_guardrails.stores.redis:RedisStore",
+    "redis+sentinel": "celery_guardrails.stores.redis:RedisStore",
+    "rediss+sentinel": "celery_guardrails.stores.redis:RedisStore",
+    "redis+cluster": "celery_guardrails.stores.redis:RedisStore",
+    "rediss+cluster": "celery_guardrails.stores.redis:RedisStore",
     "valkey": "celery_guardrails.stores.redis:RedisStore",
     "valkeys": "celery_guardrails.stores.redis:RedisStore",
+    "django": "celery_guardrails.contrib.django.store:DjangoStore",
     "sqlalchemy+": "celery_guardrails.contrib.sqlalchemy:SQLAlchemyStore",
 }
 
@@ -30,6 +35,10 @@ REGISTRY: dict[str, str] = {
 MEMORY_SECONDS = 86400.0
 #: The same for a key that has recovery points: their effects must not be repeated when a dead letter is replayed weeks later.
 STEPS_SECONDS = 30 * 86400.0
+
+#: "user:" and what follows up to the last @, unless that is a port.
+_USER = re.compile(r"(://(?::|[^:@/?#]+:(?!\d+(?:[,/?#]|$)))).*@", re.DOTALL)
+_OPTION = re.compile(r"([?&][^=&#]*(?:password|secret)[^=&#]*=)[^&#]*", re.IGNORECASE)
 
 
 def open_store(url: str, *, namespace: str, memory: float = MEMORY_SECONDS) -> IdempotencyStore:
@@ -43,7 +52,7 @@ def open_store(url: str, *, namespace: str, memory: float = MEMORY_SECONDS) -> I
     Raises:
         GuardrailsConfigError: for a scheme that is not known, or a URL that the store cannot use.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition("://")[0].lower()
     dotted = REGISTRY.get(scheme) or REGISTRY.get(scheme.partition("+")[0] + "+")
     if dotted is None:
         raise GuardrailsConfigError(
@@ -60,6 +69,5 @@ def open_store(url: str, *, namespace: str, memory: float = MEMORY_SECONDS) -> I
 
 
 def hide_password(url: str) -> str:
-    """Return a URL for people: without its password."""
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+    """Return a URL for people: without its passwords, before the hosts or among the options, quoted as they should be or not."""
+    return _OPTION.sub(r"\1***", _USER.sub(r"\1***@", url))

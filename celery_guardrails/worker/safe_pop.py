@@ -7,6 +7,9 @@ it, and "in between" is long: Redis answers a waiting BRPOP at once, whatever th
 
 Here a script takes and writes in one step. A script cannot wait, so a worker with nothing to do waits by moving the
 list's last element onto its own end (BLMOVE): that waits until there is one, and leaves it where it is.
+
+What is noted already kombu need not note again, and an ack is one small script instead of a transaction: so taking and
+acknowledging cost the main process less than in plain Celery, which makes up for what the guard costs it (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -16,12 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from celery.utils.log import get_logger
+from kombu.transport import virtual
+
+from ..stores.redis.scripts import Scripts
 
 __all__ = ["take_safely"]
 
 logger = get_logger(__name__)
 
-_TAKE = (Path(__file__).parent / "take.lua").read_text(encoding="utf-8")
+
+def _script(name: str) -> str:
+    """Return a script without its comments: it travels with every message."""
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.strip() for line in lines if not line.strip().startswith("--"))
+
+
+_TAKE, _ACK = _script("take.lua"), _script("ack.lua")
 #: Seconds that a worker waits on its first list before it looks at all of them again (other queues, other priorities).
 _WAIT = 0.25
 #: Seconds that kombu's lock on the restore sweep lives on after a worker was killed in mid-sweep. Its own 300 keep what all
@@ -35,6 +48,7 @@ def take_safely(channel: Any) -> None:
     """Make a channel of kombu's Redis transport take messages safely; any other channel is left alone."""
     if not (hasattr(channel, "_brpop_start") and hasattr(channel, "unacked_index_key")):
         return
+    _close_without_a_broker(channel.qos)
     if channel.unacked_mutex_expire == type(channel).unacked_mutex_expire:
         channel.unacked_mutex_expire = _SWEEP_LOCK
     if not _has_blmove(channel):
@@ -44,6 +58,26 @@ def take_safely(channel: Any) -> None:
         )
         return
     _Taker(channel)
+
+
+def _close_without_a_broker(qos: Any) -> None:
+    """Keep the end of a connection from being the end of the worker.
+
+    A channel that is closed gives back what it holds. With the server away that fails, and kombu looks over it; but where
+    reading a last answer has failed before, Celery closes the channel a second time, when its transport has been taken
+    apart, and then it fails with an AttributeError that ends the worker (celery/worker/consumer/consumer.py,
+    ``on_connection_error_after_connected``; kombu 5.7, redis.py, ``close``). What is held is given back after the reconnect
+    (:mod:`.renewal`).
+    """
+    restore = qos.restore_unacked_once
+
+    def restore_if_possible(*args: Any, **options: Any) -> None:
+        try:
+            restore(*args, **options)
+        except Exception as exc:  # noqa: BLE001 - whatever a half closed connection raises
+            logger.warning("the broker is away, so what this worker holds is given back after the reconnect (%r)", exc)
+
+    qos.restore_unacked_once = restore_if_possible
 
 
 def _has_blmove(channel: Any) -> bool:
@@ -64,6 +98,11 @@ class _Taker:
         self._start = channel._brpop_start
         self._client.parse_response = self._read
         channel._brpop_start = self._begin
+        qos = channel.qos
+        self._noted = ""
+        self._note_plainly = qos.append
+        self._acks = Scripts(self._client, {"ack": _ACK})
+        qos.append, qos.ack = self._note, self._ack
 
     def _begin(self, timeout: float | None = None) -> Any:
         connection = self._client.connection
@@ -93,5 +132,19 @@ class _Taker:
         if not answer:
             self._waiting = True
             return None
-        key, item = answer
+        key, item, tag = answer
+        self._noted = tag.decode()
         return key[len(self._channel.global_keyprefix.encode()) :], item
+
+    def _note(self, message: Any, delivery_tag: str) -> None:
+        """Remember that a message is unacknowledged, here and, unless the script has done so, in Redis."""
+        noted, self._noted = self._noted, ""
+        if noted and noted == delivery_tag:
+            virtual.QoS.append(self._channel.qos, message, delivery_tag)
+        else:
+            self._note_plainly(message, delivery_tag)
+
+    def _ack(self, delivery_tag: str) -> None:
+        prefix, qos = self._channel.global_keyprefix, self._channel.qos
+        self._acks.run("ack", prefix + qos.unacked_key, prefix + qos.unacked_index_key, delivery_tag)
+        virtual.QoS.ack(qos, delivery_tag)

@@ -1,9 +1,11 @@
 -- Take the oldest message of the first list that has one, and put it among the unacknowledged in the same step.
 -- KEYS: unacked_index (sorted set by time), unacked (hash), lists in their order. ARGV: time by which the worker sweeps.
+-- Answers {list, item, delivery tag or ''}: with the tag, what kombu would note in a round trip of its own is noted already.
 -- An item that is no message of kombu's is handed over as it is: what reads it dead-letters it.
 for i = 3, #KEYS do
   local item = redis.call('RPOP', KEYS[i])
   if item then
+    local noted = ''
     local read, message = pcall(cjson.decode, item)
     local properties = read and type(message) == 'table' and message['properties']
     if type(properties) == 'table' then
@@ -14,9 +16,10 @@ for i = 3, #KEYS do
         local entry = '[' .. item .. ',' .. cjson.encode(info['exchange']) .. ',' .. cjson.encode(info['routing_key']) .. ']'
         redis.call('HSET', KEYS[2], tag, entry)
         redis.call('ZADD', KEYS[1], ARGV[1], tag)
+        noted = tag
       end
     end
-    return {KEYS[i], item}
+    return {KEYS[i], item, noted}
   end
 end
 return false

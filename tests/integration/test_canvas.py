@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 from celery import chain, chord, group
+from celery.canvas import StampingVisitor
 from celery.exceptions import ChordError
 
 from tests.support import consistently, eventually
@@ -15,6 +17,14 @@ from tests.support import consistently, eventually
 def app(shared_deploy):
     """Every task of it is guarded, through ``task_cls``."""
     app = shared_deploy("canvas", env={"TESTAPP_GUARDED": "1"})
+    app.worker(concurrency=4)
+    return app
+
+
+@pytest.fixture(scope="module")
+def twice(shared_deploy):
+    """Guarded tasks again, and every message is delivered twice, at any place of a canvas."""
+    app = shared_deploy("canvas", env={"TESTAPP_GUARDED": "1", "TESTAPP_TWICE": "1"})
     app.worker(concurrency=4)
     return app
 
@@ -61,8 +71,7 @@ def test_a_chain_whose_head_is_delivered_twice_runs_each_step_once(app, name):
     assert {result.id for result in results} == {f"tail-{name}"}
     assert results[0].get(timeout=30) == 3
     eventually(lambda: quiet(app), 20)
-    consistently(lambda: quiet(app), 0.5)
-    assert app.ledger.count(name, "start") == app.ledger.count(f"{name}.tail", "start") == 1
+    consistently(lambda: app.ledger.count(name, "start") == app.ledger.count(f"{name}.tail", "start") == 1, 0.5)
 
 
 def test_a_group_with_a_duplicate_has_the_same_value_in_both_places(app, name):
@@ -225,6 +234,191 @@ def test_a_canvas_of_guarded_tasks_behaves_as_in_plain_celery(published, which):
     guarded, plain = published[which]
     assert outcome(guarded) == outcome(plain)
     assert shape(guarded) == shape(plain)
+
+
+# -- every message twice --------------------------------------------------------------------------------------------
+
+#: Celery refuses the other one before there is a message.
+PUBLISHED = [which for which in CANVASES if which != "arguments that do not fit"]
+
+
+@pytest.fixture(scope="module")
+def published_twice(twice, plain):
+    """All of them at once, on an app whose messages all come twice, and on the plain one."""
+    return {which: (publish(twice, which), publish(plain, which)) for which in PUBLISHED}
+
+
+@pytest.mark.parametrize("which", PUBLISHED)
+def test_a_canvas_whose_messages_all_come_twice_behaves_as_in_plain_celery(published_twice, which):
+    guarded, plain = published_twice[which]
+    assert outcome(guarded) == outcome(plain)
+    assert shape(guarded) == shape(plain)
+
+
+def test_no_body_of_them_ran_twice(twice, published_twice):
+    for guarded, _ in published_twice.values():
+        outcome(guarded)
+    eventually(lambda: quiet(twice), 30)
+    runs = twice.ledger.entries(event="body")
+    assert runs
+    assert [run for run, times in Counter((entry.fields["task"], entry.key) for entry in runs).items() if times > 1] == []
+
+
+# -- replaced -------------------------------------------------------------------------------------------------------
+
+#: How a task puts another in its place, what that returns for 3, and how many effects it has.
+PLACES = {"task": (3, 1), "chain": (4, 2), "group": ([3, 6], 1), "chord": (9, 2), "same key": (3, 1)}
+
+
+def effects(app, name):
+    """How often each task of a name had its effect."""
+    return {key: times for key, times in app.ledger.counts().items() if key.split(".")[0] == name}
+
+
+@pytest.mark.parametrize("how", PLACES)
+def test_a_task_that_is_replaced_has_one_effect_when_all_messages_come_twice(twice, name, how):
+    value, number = PLACES[how]
+    assert twice.send("relayed", name, 3, how).get(timeout=30) == value
+    eventually(lambda: quiet(twice), 20)
+    assert set(effects(twice, name).values()) == {1}
+    assert len(effects(twice, name)) == 1 + number
+
+
+@pytest.mark.parametrize("how", PLACES)
+def test_the_duplicate_of_a_replaced_task_ends_with_the_value_of_the_replacement(app, name, how):
+    value, number = PLACES[how]
+    relayed, listed = app.task("relayed"), app.task("listed")
+    first = relayed.delay(name, 3, how)
+    second = chain(relayed.si(name, 3, how), listed.s()).delay()  # while the first may still run
+    third = chord([relayed.si(name, 3, how), relayed.si(name, 3, how)], listed.s()).delay()
+    assert first.get(timeout=30) == value
+    assert second.get(timeout=30) == [value]
+    assert third.get(timeout=30) == [[value, value]]
+    assert relayed.delay(name, 3, how).get(timeout=30) == value  # long after
+    assert set(effects(app, name).values()) == {1}
+    assert len(effects(app, name)) == 1 + number
+
+
+def test_a_replaced_task_in_a_chain_that_is_published_twice_runs_each_step_once(app, name):
+    relayed, increased = app.task("relayed"), app.task("increased")
+    steps = [relayed.si(name, 3, "chain").set(task_id=f"head-{name}"), increased.s(f"{name}.tail").set(task_id=f"tail-{name}")]
+    results = [chain(*(step.clone() for step in steps)).apply_async() for _ in range(2)]
+    assert [result.get(timeout=30) for result in results] == [5, 5]
+    eventually(lambda: quiet(app), 20)
+    assert effects(app, name) == dict.fromkeys([name, f"{name}.later", f"{name}.last", f"{name}.tail"], 1)
+
+
+def test_a_replaced_task_whose_id_is_its_key_has_one_effect(app, name):
+    for _ in range(3):
+        result = app.task("relayed_by_id").apply_async((name, 3), task_id=f"id-{name}")
+        assert result.get(timeout=30) == 8
+    eventually(lambda: quiet(app), 20)
+    assert effects(app, name) == {name: 1}
+    # another message is another key
+    assert app.send("relayed_by_id", name, 3).get(timeout=30) == 8
+    assert effects(app, name) == {name: 2}
+
+
+def test_the_duplicate_of_a_task_whose_replacement_failed_fails_as_that_did(app, name):
+    result = app.send("relayed", name, 3, "broken")
+    with pytest.raises(KeyError, match="on purpose"):
+        result.get(timeout=30)
+    with pytest.raises(KeyError, match="on purpose"):
+        app.send("relayed", name, 3, "broken").get(timeout=30)
+    assert effects(app, name) == {name: 1}
+
+
+# -- links, errbacks, growing chords, stamps ------------------------------------------------------------------------
+
+
+def test_links_and_errbacks_are_called_once_each_when_all_messages_come_twice(twice, name):
+    note, blame = twice.task("note"), twice.task("blame")
+    links = [note.s(f"{name}.{n}").set(task_id=f"{name}-{n}") for n in range(2)]
+    assert twice.task("measured").apply_async((name, 5), link=links).get(timeout=20) == 5
+    with pytest.raises(KeyError):
+        twice.task("broken").apply_async(link_error=blame.s(name).set(task_id=f"{name}-blame")).get(timeout=20)
+    for n in range(2):
+        twice.ledger.wait("linked", f"{name}.{n}")
+    twice.ledger.wait("blamed", name)
+    eventually(lambda: quiet(twice), 20)
+    assert [twice.ledger.count(f"{name}.{n}", "linked") for n in range(2)] == [1, 1]
+    assert twice.ledger.count(name) == 1
+
+
+def test_a_chord_that_a_header_adds_to_ends_with_all_values_when_all_messages_come_twice(twice, name):
+    grown, measured, counted = twice.task("grown"), twice.task("measured"), twice.task("counted")
+    header = [grown.s(name, 1), measured.s(f"{name}.slow", 5, 0.5)]
+    assert chord(header, counted.s(f"{name}.body")).delay().get(timeout=30) == 16
+    eventually(lambda: quiet(twice), 20)
+    assert effects(twice, name) == dict.fromkeys([name, f"{name}.slow", f"{name}.added", f"{name}.body"], 1)
+
+
+class Stamp(StampingVisitor):
+    """Puts a stamp and a header of its own on everything."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def on_signature(self, sig, **headers):
+        return {"order": self.name, "stamped_headers": ["order"]}
+
+    def on_chord_body(self, sig, **headers):
+        return {"body": True, "stamped_headers": ["body"]}
+
+
+@pytest.fixture(params=["once", "twice"])
+def stamping(request, app, twice):
+    return {"once": app, "twice": twice}[request.param]
+
+
+def test_a_stamped_canvas_keeps_its_keys_and_has_each_effect_once(stamping, name):
+    app = stamping
+    measured, counted, increased = app.task("measured"), app.task("counted"), app.task("increased")
+
+    def canvas():
+        made = chain(
+            measured.s(f"{name}.head", 1),
+            chord([increased.s(f"{name}.0"), increased.s(f"{name}.1")], counted.s(f"{name}.body")),
+            increased.s(f"{name}.tail"),
+        )
+        made.stamp(Stamp(name))
+        return made
+
+    assert [canvas().apply_async().get(timeout=30) for _ in range(2)] == [5, 5]
+    eventually(lambda: quiet(app), 20)
+    assert effects(app, name) == dict.fromkeys([f"{name}.{step}" for step in ("head", "0", "1", "body", "tail")], 1)
+    assert {entry.fields["stamps"] for entry in app.ledger.entries(event="stamped") if entry.key.startswith(name)} == {name}
+
+
+# -- a result backend that cannot count -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["filesystem", "database"])
+def without_join(request, shared_deploy, tmp_path_factory):
+    """A chord ends by the polling of celery.chord_unlock; every message comes twice."""
+    directory = tmp_path_factory.mktemp("results")
+    url = f"file://{directory}" if request.param == "filesystem" else f"db+sqlite:///{directory}/results.sqlite"
+    app = shared_deploy("canvas", backend_url=url, result_chord_retry_interval=0.2, env={"TESTAPP_GUARDED": "1", "TESTAPP_TWICE": "1"})
+    app.worker(concurrency=2)
+    return app
+
+
+def test_a_chord_whose_backend_cannot_count_ends_once(without_join, name):
+    app = without_join
+    measured, counted, increased = app.task("measured"), app.task("counted"), app.task("increased")
+    header = [measured.s(f"{name}.{n}", 10**n, 0.2 * n) for n in (0, 1, 2, 1)]
+    assert chain(chord(header, counted.s(f"{name}.body")), increased.s(f"{name}.tail")).delay().get(timeout=60) == 122
+    eventually(lambda: quiet(app), 20)
+    assert effects(app, name) == dict.fromkeys([f"{name}.{step}" for step in ("0", "1", "2", "body", "tail")], 1)
+
+
+def test_a_chord_whose_backend_cannot_count_and_whose_header_fails_calls_its_errback(without_join, name):
+    app = without_join
+    header = [app.task("measured").s(f"{name}.0", 1), app.task("broken").s()]
+    result = chord(header, app.task("counted").s(f"{name}.body").on_error(app.task("blame").s(name))).delay()
+    assert isinstance(result.get(timeout=60, propagate=False), ChordError)
+    app.ledger.wait("blamed", name)
+    assert app.ledger.count(f"{name}.body", "start") == 0
 
 
 @pytest.fixture(params=["guarded", "plain"])

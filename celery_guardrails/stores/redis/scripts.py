@@ -8,6 +8,7 @@ sockets, Sentinel and reconnecting.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -16,8 +17,10 @@ from typing import Any
 
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .runner import refused_write
 
 __all__ = ["Scripts"]
 
@@ -29,7 +32,8 @@ class Scripts:
     """Runs scripts by name, each on one key; safe among threads and after a fork.
 
     A lost or slow connection is replaced and the script repeated once: the first command after a server's restart
-    meets a dead connection, and every script here may be repeated.
+    meets a dead connection, and every script here may be repeated. So is it where the server has become a replica: the
+    name may lead to another by now.
 
     Args:
         client: says where to connect and how.
@@ -52,10 +56,15 @@ class Scripts:
             redis.exceptions.RedisError: the server is away, or refuses.
         """
         try:
-            return self._once(name, key, args)
+            return self.once(name, key, *args)
         except (RedisConnectionError, RedisTimeoutError, OSError):
-            time.sleep(_PAUSE)
-            return self._once(name, key, args)
+            pass
+        except ResponseError as exc:
+            if not refused_write(exc):
+                raise
+        self.close()  # what became of one connection became of the others
+        time.sleep(_PAUSE)
+        return self.once(name, key, *args)
 
     def sha(self, name: str) -> str:
         """Return the digest by which the server knows a script."""
@@ -67,25 +76,29 @@ class Scripts:
 
     def close(self) -> None:
         """Close the idle connections; the next script opens another."""
-        while self._idle:
-            self._idle.pop().disconnect()
+        with contextlib.suppress(IndexError):  # another thread may take the last one
+            while True:
+                self._idle.pop().disconnect()
 
-    def _once(self, name: str, key: str, args: tuple[Any, ...]) -> Any:
+    def once(self, name: str, key: str, *args: Any) -> Any:
+        """As :meth:`run`, without the repetition."""
         if self._pid != os.getpid():
             self._idle, self._pid = deque(), os.getpid()  # the parent's connections stay the parent's
         try:
             connection = self._idle.pop()
         except IndexError:
             connection = self._connect()
-        command = ("EVALSHA", self._shas[name], 1, key, *args)
+            # Not left to the first command: that would not ask the sentinels (redis-py 8, ``connect_check_health``).
+            connection.connect()
+        command = [_packed(("EVALSHA", self._shas[name], 1, key, *args))]
         try:
-            connection.send_command(*command)
+            connection.send_packed_command(command)
             try:
                 answer = connection.read_response()
             except NoScriptError:
                 connection.send_command("SCRIPT LOAD", self._texts[name])
                 connection.read_response()
-                connection.send_command(*command)
+                connection.send_packed_command(command)
                 answer = connection.read_response()
         except BaseException:
             # Also a soft time limit's: an answer that nobody has read must not be the next command's.
@@ -93,3 +106,9 @@ class Scripts:
             raise
         self._idle.append(connection)
         return answer
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    """Return a command as the protocol has it (RESP, arrays of bulk strings): redis-py's own way takes five times as long."""
+    parts = [part if type(part) is bytes else str(part).encode() for part in command]
+    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))

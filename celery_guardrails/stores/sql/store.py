@@ -201,25 +201,26 @@ class SqlStore(abc.ABC):
         for number, (row, holder) in enumerate(wanted):
             names |= {f"id{number}": row, f"holder{number}": holder}
         held = f"FROM {TABLE} WHERE state = 1 AND ({pairs})"
-        free = [str(row[0]) for row in self._execute(f"SELECT id {held} {self.dialect.skip_locked}", names).rows]
+        free = {str(row[0]) for row in self._execute(f"SELECT id {held} {self.dialect.skip_locked}", names).rows}
         if free:
-            self._extend(free, dict(wanted), lease)
+            # pairs, not a mapping: a key may be asked for by two holders, one of whom only waits for it
+            self._extend([pair for pair in wanted if pair[0] in free], lease)
         if len(free) == len(set(wanted)):
             return [True] * len(wanted)
         # A task that commits just now has its row locked: it is still held, and to wait for it would hold up all others.
         found = {(str(row), holder) for row, holder in self._execute(f"SELECT id, holder {held}", names).rows}
         return [pair in found for pair in wanted]
 
-    def _extend(self, rows: list[str], holders: Mapping[str, str], lease: float) -> None:
+    def _extend(self, wanted: list[tuple[str, str]], lease: float) -> None:
         now, kept = self.dialect.now, "CASE WHEN steps = '' THEN :memory_us ELSE :steps_us END"
-        pairs = " OR ".join(f"(id = :id{number} AND holder = :holder{number})" for number in range(len(rows)))
+        pairs = " OR ".join(f"(id = :id{number} AND holder = :holder{number})" for number in range(len(wanted)))
         names: dict[str, Any] = {
             "lease_us": int(lease * 1e6),
             "memory_us": int(self._memory * 1e6),
             "steps_us": int(max(self._memory, STEPS_SECONDS) * 1e6),
         }
-        for number, row in enumerate(rows):
-            names |= {f"id{number}": row, f"holder{number}": holders[row]}
+        for number, (row, holder) in enumerate(wanted):
+            names |= {f"id{number}": row, f"holder{number}": holder}
         self._execute(
             f"UPDATE {TABLE} SET until_us = {now} + :lease_us, expires_us = {now} + :lease_us + {kept}, version = version + 1 "
             f"WHERE state = 1 AND ({pairs})",

@@ -1,19 +1,23 @@
 """Tasks for canvases, twice the same: on plain Celery, or all of them guarded through ``task_cls``.
 
-``TESTAPP_GUARDED=1`` chooses; what a canvas makes of them must not depend on it.
+``TESTAPP_GUARDED=1`` chooses; what a canvas makes of them must not depend on it. ``TESTAPP_TWICE=1`` publishes every
+message twice, byte for byte, those that a worker publishes as well.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from celery import Celery, chord, group
+from celery import Celery, chord, current_task, group
+from celery.exceptions import Ignore
 
-from celery_guardrails import Guardrails
+from celery_guardrails import Guardrails, GuardrailsError, current_execution
 from tests.support.ledger import Ledger
 
 
@@ -26,12 +30,34 @@ def make_app(environ: Mapping[str, str]) -> Celery:
     app.conf.update(json.loads(environ.get("TESTAPP_SETTINGS", "{}")))
     if guarded:
         Guardrails(app, store=environ["TESTAPP_STORE_URL"], namespace=environ["TESTAPP_NAMESPACE"])
+    if environ.get("TESTAPP_TWICE") == "1":
+        publish_twice(app)
     ledger = Ledger(environ["TESTAPP_LEDGER"])
 
     def task(function: Any = None, **options: Any) -> Any:
         if function is None:
             return lambda found: task(found, **options)
-        return app.task(shared=False, name=f"canvas.{function.__name__}", **options)(function)
+        body = recorded(function) if environ.get("TESTAPP_TWICE") == "1" and guarded else function
+        return app.task(shared=False, name=f"canvas.{function.__name__}", **options)(body)
+
+    def recorded(function: Any) -> Any:
+        """Write ``body`` on the key of each run of a body that returns or is replaced: a failure is not remembered."""
+
+        def record() -> None:
+            with contextlib.suppress(GuardrailsError):  # celery.map and the like call it as a function
+                ledger.record("body", current_execution().key, task=function.__name__)
+
+        @functools.wraps(function)
+        def body(*args: Any, **kwargs: Any) -> Any:
+            try:
+                value = function(*args, **kwargs)
+            except Ignore:
+                record()
+                raise
+            record()
+            return value
+
+        return body
 
     def keyed(function: Any) -> Any:
         return task(function, **({"key": function.__name__ + ":{name}"} if guarded else {}))
@@ -129,12 +155,64 @@ def make_app(environ: Mapping[str, str]) -> Celery:
     @keyed
     def increased(value: int, name: str) -> int:
         """A step of a chain."""
+        stamps = current_task.request.stamps
+        if stamps:
+            ledger.record("stamped", name, stamps="".join(stamps["order"]))
         with ledger.run(name) as run:
             run.effect(value=value)
         return value + 1
 
+    @task(bind=True, **({"key": "relayed:{name}"} if guarded else {}))
+    def relayed(self: Any, name: str, value: int, how: str) -> Any:
+        """Have an effect, then put a task, a chain, a group or itself in its place."""
+        with ledger.run(name) as run:
+            run.effect()
+        later = measured.si(f"{name}.later", value)
+        place = {
+            "task": later,
+            "chain": later | increased.s(f"{name}.last"),
+            "group": group(later, add.si(value, value)),
+            "chord": chord([later, add.si(value, value)], counted.s(f"{name}.last")),
+            "same key": sharing.si(name, value, how),
+            "broken": broken.si(),
+        }
+        raise self.replace(place[how])
+
+    @task(**({"key": "relayed:{name}"} if guarded else {}))
+    def sharing(name: str, value: int, how: str) -> int:
+        """Has the key of the task that it is put in the place of."""
+        with ledger.run(f"{name}.later") as run:
+            run.effect()
+        return value
+
+    @task(bind=True)
+    def relayed_by_id(self: Any, name: str, value: int) -> Any:
+        """The same where the task's id is the key."""
+        with ledger.run(name) as run:
+            run.effect()
+        raise self.replace(add.s(value, 1) | double.s())
+
+    @keyed
+    def grown(name: str, value: int) -> int:
+        """Has an effect, and adds a member to the chord that it is a header of."""
+        with ledger.run(name) as run:
+            run.effect()
+        current_task.add_to_chord(measured.s(f"{name}.added", 10 * value).set(task_id=f"added-{name}"))
+        return value
+
     app.finalize()
     return app
+
+
+def publish_twice(app: Celery) -> None:
+    """Publish every message of this process twice, as one does that did not hear the broker's answer."""
+    once = app.amqp.send_task_message
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        once(*args, **kwargs)
+        return once(*args, **kwargs)
+
+    app.amqp.send_task_message = twice
 
 
 if "TESTAPP_BROKER_URL" in os.environ:  # in a worker; a test calls make_app itself

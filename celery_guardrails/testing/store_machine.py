@@ -1,0 +1,453 @@
+"""Any history of calls, checked step by step against the model; beside the examples of :class:`StoreContract`.
+
+    class TestMyStoreMachine(StoreMachineContract):
+        @pytest.fixture
+        def store(self):
+            return MyStore(...)
+
+Hypothesis makes up histories: several holders and keys, any arguments, leases that end while their holder sleeps,
+answers that get lost so that the call is made again, an operator in between. The model is the pure functions of
+:mod:`celery_guardrails.policy.lease`. After every step the store's answer and its record must be the model's; what
+only the store can know, the time, is taken from its answers. ``GUARDRAILS_EXAMPLES=5000`` looks longer, with other
+histories each time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from ..policy import lease as transitions
+from ..policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+from ..ports import IdempotencyStore
+from ..stores import MEMORY_SECONDS, STEPS_SECONDS
+from .clock import FakeClock
+
+__all__ = ["StoreMachine", "StoreMachineContract"]
+
+#: Seconds: the precision to which a store has to keep time.
+TOLERANCE = 0.004
+SHORT, LONG = 0.02, 30.0
+#: Seconds that an operation takes where time is told: no two happen at the same moment.
+_TICK = 0.0001
+
+_HOLDERS = ("a0a0a0a0a0a0a0a0", "b1b1b1b1b1b1b1b1", "c2c2c2c2c2c2c2c2")
+_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
+#: Mostly the newest key: another is begun whenever one has completed.
+_key = st.sampled_from((-1, -1, -1, -1, -2, 0))
+_holder = st.sampled_from(_HOLDERS)
+#: Of a call that is the holder's to make: None stands for who holds the key now, or claims it for that; the others are mostly zombies.
+_someone = st.sampled_from((None, None, None, *_HOLDERS))
+_fingerprint = st.sampled_from((None, "f", "f", "f", "f", "f", "f", "F"))
+_lease = st.sampled_from((SHORT, SHORT, LONG))
+_count = st.integers(0, 3)
+#: How often a call is made: the second time because the first answer was lost.
+_calls = st.sampled_from((1, 1, 1, 2))
+_value = st.one_of(
+    st.builds(StoredResult, task_id=_text),
+    st.builds(
+        StoredResult,
+        st.sampled_from(("application/json", "application/x-python-serialize", "application/x-yaml")),
+        st.sampled_from(("utf-8", "binary", "latin-1")),
+        st.binary(max_size=40),
+        _text,
+    ),
+)
+_step_name = st.one_of(st.sampled_from(("step", "Step", "step ", "schritt:ü'\"{}%s\\")), _text)
+
+
+@dataclass
+class _Known:
+    """What the model knows of one key.
+
+    Args:
+        record: as it should be.
+        gone: first and last unix time in seconds at which it may vanish by itself.
+        fence: the highest that anybody was ever given.
+        grants: holder → unix time in seconds until which it was told that the key is its own.
+        fences: holder → fence of its last claim.
+    """
+
+    record: Record | None = None
+    gone: tuple[float, float] = (float("inf"), float("inf"))
+    fence: int = 0
+    grants: dict[str, float] = field(default_factory=dict)
+    fences: dict[str, int] = field(default_factory=dict)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One store beside its model.
+
+    Args:
+        store: to be checked; it may hold other keys.
+        clock: of the store where it can be told the time, None where it has its own.
+        memory: seconds that the store keeps a record while its key is not completed.
+    """
+
+    def __init__(self, store: IdempotencyStore, clock: FakeClock | None = None, memory: float = MEMORY_SECONDS) -> None:
+        super().__init__()
+        self.store, self.clock, self.memory = store, clock, memory
+        self.prefix = uuid.uuid4().hex
+        self.known: dict[str, _Known] = {}
+        self.keys: list[str] = []
+        self.name = ""
+
+    @initialize(name=_text)
+    def _begin(self, name: str) -> None:
+        self.name = name
+        self._begin_another()
+        self._begin_another()
+
+    def _begin_another(self) -> None:
+        self.keys.append(f"{self.prefix}:{len(self.keys)}:{self.name}")
+        self.known[self.keys[-1]] = _Known()
+
+    def teardown(self) -> None:
+        """Leave nothing behind."""
+        for key in self.keys:
+            self.store.forget(key)
+
+    # -- what holders do --------------------------------------------------------------------------------------
+
+    @rule(
+        at=_key,
+        holder=_holder,
+        fingerprint=_fingerprint,
+        lease=_lease,
+        owner=st.one_of(st.just(""), _text),
+        knows=_count,
+        calls=_calls,
+    )
+    def claim(self, at: int, holder: str, fingerprint: str | None, lease: float, owner: str, knows: int, calls: int) -> None:
+        """Claim a key."""
+        for _ in range(calls):
+            self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner=owner, attempts=knows)
+
+    @rule(at=_key, fingerprint=_fingerprint, lease=_lease, knows=st.sampled_from((0, 0, 1, 3)), calls=_calls)
+    def take_over(self, at: int, fingerprint: str | None, lease: float, knows: int, calls: int) -> None:
+        """Claim a key after the lease of another, who lets it end."""
+        former = self._resolve(at, None)
+        holder = _HOLDERS[1] if former == _HOLDERS[0] else _HOLDERS[0]
+        self._outlast(self.keys[at])
+        for _ in range(calls):
+            self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner="", attempts=knows)
+
+    def _claim(self, key: str, **call: Any) -> None:
+        self._step([key], lambda: self.store.claim(key, **call), lambda answer, span: self._claimed(key, answer, span, **call))
+
+    def _claimed(self, key: str, answer: Claim, span: tuple[float, float], **call: Any) -> bool:
+        known, holder = self.known[key], call["holder"]
+        before = known.record
+        moments = span if answer.now is None else (answer.now,)
+        assert span[0] - TOLERANCE <= moments[0] <= span[1] + TOLERANCE, f"{answer.now} is not now, which is {span}"
+        attempts = [transitions.claim(before, now=moment, **call) for moment in moments]
+        record, expected = next((pair for pair in attempts if pair[1].state is answer.state), attempts[0])
+        mine = before is not None and before.state is RecordState.LEASED and before.holder == holder
+        if expected.state is ClaimState.CLAIMED and not mine:
+            assert answer.fence > known.fence, f"the fence fell from {known.fence} to {answer.fence}"
+            living = {other: until for other, until in known.grants.items() if until > moments[-1] + TOLERANCE}
+            assert not living, f"{holder} was given what others hold: {living}"
+            expected, record = replace(expected, fence=answer.fence), replace(record, fence=answer.fence)
+        assert abs(answer.wait - expected.wait) <= TOLERANCE + span[1] - span[0], f"wait {answer.wait}, not {expected.wait}"
+        assert replace(answer, wait=0, steps={}) == replace(expected, wait=0, steps={})
+        if answer.state is not ClaimState.CLAIMED:
+            return False
+        assert _without_task(answer.steps) == _without_task(expected.steps)
+        known.record, known.fence = record, max(known.fence, answer.fence)
+        known.grants, known.fences[holder] = {holder: moments[0] + call["lease"]}, answer.fence
+        return True
+
+    @rule(at=_key, who=_someone, result=_value, retention=st.sampled_from((SHORT, LONG, LONG)), own=st.booleans(), calls=_calls)
+    def complete(self, at: int, who: str | None, result: StoredResult, retention: float, own: bool, calls: int) -> None:
+        """Complete a key."""
+        key, holder = self.keys[at], self._resolve(at, who)
+        known = self.known[key]
+        if own and holder not in known.grants:
+            return  # most completions are a holder's, else the history would be over soon
+        fence = known.fences.get(holder, 5)
+        call: dict[str, Any] = {"holder": holder, "fingerprint": "f", "fence": fence, "result": result}
+
+        def judge(answer: bool, span: tuple[float, float]) -> bool:
+            before = known.record
+            record, done = transitions.complete(before, now=span[0], **call)
+            assert answer is done
+            if record is not before:
+                known.record, known.grants, known.gone = record, {}, (span[0] + retention, span[1] + retention)
+            return done
+
+        for _ in range(calls):
+            self._step([key], lambda: self.store.complete(key, retention=retention, **call), judge)
+        if known is self.known[self.keys[-1]] and known.record is not None and known.record.state is RecordState.COMPLETED:
+            self._begin_another()
+
+    @rule(at=_key, who=_someone, attempts=_count, crashes=_count, drop=st.sampled_from((False, False, True)), calls=_calls)
+    def release(self, at: int, who: str | None, attempts: int, crashes: int, drop: bool, calls: int) -> None:
+        """Give a lease back."""
+        key, holder = self.keys[at], self._resolve(at, who)
+        known = self.known[key]
+        call: dict[str, Any] = {"holder": holder, "attempts": attempts, "crashes": crashes, "drop": drop}
+
+        def judge(answer: Record | None, span: tuple[float, float]) -> bool:
+            record, done = transitions.release(known.record, **call)
+            if done and record is not None:
+                assert answer is not None
+                told = ("state", "attempts", "crashes", "fence", "fingerprint")
+                assert [getattr(answer, name) for name in told] == [getattr(record, name) for name in told]
+                assert _without_task(answer.steps) == _without_task(record.steps)
+            else:
+                assert answer is None
+            if done:
+                known.record = record
+                known.grants.pop(holder, None)
+            return done
+
+        for _ in range(calls):
+            self._step([key], lambda: self.store.release(key, **call), judge)
+
+    @rule(at=_key, who=_someone, calls=_calls)
+    def reset(self, at: int, who: str | None, calls: int) -> None:
+        """Forget the charges of a key that is given up."""
+        self._reset(self.keys[at], self._resolve(at, who), calls)
+
+    def _reset(self, key: str, holder: str | None, calls: int) -> None:
+        known = self.known[key]
+
+        def judge(answer: bool, span: tuple[float, float]) -> bool:
+            record, done = transitions.reset(known.record, holder=holder)
+            assert answer is done
+            if done:
+                known.record = record
+                known.grants.pop(holder or "", None)
+            return done
+
+        for _ in range(calls):
+            self._step([key], lambda: self.store.reset(key, holder=holder), judge)
+
+    @rule(pairs=st.lists(st.tuples(_key, _someone), max_size=4), lease=_lease, calls=_calls)
+    def renew(self, pairs: list[tuple[int, str | None]], lease: float, calls: int) -> None:
+        """Renew several leases in one call."""
+        leases = [(self.keys[at], self._resolve(at, who)) for at, who in pairs]
+
+        def judge(answer: list[bool], span: tuple[float, float]) -> bool:
+            expected = []
+            for key, holder in leases:
+                known = self.known[key]
+                known.record, done = transitions.renew(known.record, holder=holder, lease=lease, now=span[0])
+                if done:
+                    known.grants[holder] = span[0] + lease
+                expected.append(done)
+            assert answer == expected
+            return any(answer)
+
+        for _ in range(calls):
+            self._step([key for key, _ in leases], lambda: self.store.renew(iter(leases), lease), judge)
+
+    @rule(at=_key, who=_someone, name=_step_name, value=_value, calls=_calls)
+    def save_step(self, at: int, who: str | None, name: str, value: StoredResult, calls: int) -> None:
+        """Save a recovery point."""
+        key, holder = self.keys[at], self._resolve(at, who)
+        known = self.known[key]
+
+        def judge(answer: bool, span: tuple[float, float]) -> bool:
+            known.record, done = transitions.save_step(known.record, holder=holder, name=name, value=value)
+            assert answer is done
+            return done
+
+        for _ in range(calls):
+            self._step([key], lambda: self.store.save_step(key, holder=holder, name=name, value=value), judge)
+
+    # -- what operators do ------------------------------------------------------------------------------------
+
+    @rule(at=_key, act=st.sampled_from(("forget", "break", "reset", "prune", "list")), calls=_calls)
+    def operate(self, at: int, act: str, calls: int) -> None:
+        """Do what an operator may do to a key at any time."""
+        key = self.keys[at]
+        if act == "reset":
+            self._reset(key, None, calls)
+        elif act == "prune":
+            self._step(self.keys, lambda: self.store.prune(10), self._pruned)
+        elif act == "list":
+            self._step(self.keys, lambda: list(self.store.leases()), self._listed)
+        else:
+            call, judge = (self.store.forget, self._forgotten) if act == "forget" else (self.store.break_lease, self._broken)
+            for _ in range(calls):
+                self._step([key], lambda: call(key), partial(judge, key))
+
+    def _pruned(self, answer: int, span: tuple[float, float]) -> bool:
+        assert 0 <= answer <= 10
+        return False  # no record that is to be found has changed
+
+    def _forgotten(self, key: str, answer: bool, span: tuple[float, float]) -> bool:
+        known = self.known[key]
+        assert answer is (known.record is not None)
+        known.record, known.grants = None, {}
+        return answer
+
+    def _broken(self, key: str, answer: Record | None, span: tuple[float, float]) -> bool:
+        known = self.known[key]
+        before = known.record
+        known.record, done = transitions.break_lease(before)
+        if done:
+            _same(before, answer, TOLERANCE)
+            known.grants = {}
+        else:
+            assert answer is None
+        return done
+
+    def _listed(self, answer: list[tuple[str, Record]], span: tuple[float, float]) -> bool:
+        ours = [(key, record) for key, record in answer if key in self.known]
+        leased = {key for key, known in self.known.items() if known.record is not None and known.record.state is RecordState.LEASED}
+        assert sorted(key for key, _ in ours) == sorted(leased)
+        for key, record in ours:
+            _same(self.known[key].record, record, TOLERANCE)
+        return False
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from((0.001, 0.3, 1.0, 25.0, 31.0, 86_000.0, 90_000.0, 40 * 86_400.0)))
+    def pause(self, seconds: float) -> None:
+        """Let time pass, where that costs none."""
+        if self.clock is not None:
+            self.clock.advance(seconds)
+
+    def _outlast(self, key: str) -> None:
+        """Wait until every lease of a key has ended, unless it is a long one in real time."""
+        wait = max(self.known[key].grants.values(), default=0.0) - self.store.now()
+        if wait > 0 and self.clock is not None:
+            self.clock.advance(wait)
+        elif 0 < wait <= SHORT:
+            time.sleep(wait + 0.002)
+
+    def _wait_out(self, key: str) -> None:
+        """See a record off whose time is nearly over: nobody could say whether the next call would still find it."""
+        known = self.known[key]
+        if known.record is not None and known.gone[0] - 2 * TOLERANCE <= (now := self.store.now()):
+            rest = max(0.0, known.gone[1] + 2 * TOLERANCE - now)
+            if self.clock is not None:
+                self.clock.advance(rest)
+            else:
+                time.sleep(rest)
+            assert self.store.lookup(key) is None, f"{known.record} should have vanished"
+            known.record, known.grants = None, {}
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def _step(self, keys: list[str], call: Callable[[], Any], judge: Callable[[Any, tuple[float, float]], bool]) -> None:
+        """Make a call; let ``judge`` compare its answer and advance the model; compare the records.
+
+        ``judge`` says whether the call may have changed anything: an answer of no must not.
+        """
+        for key in keys:
+            self._wait_out(key)
+        start = self.store.now()
+        before = {key: self.store.lookup(key) for key in keys}
+        if self.clock is not None:
+            self.clock.advance(_TICK)
+        answer = call()
+        after = {key: self.store.lookup(key) for key in keys}
+        span = (start, self.store.now())
+        if not any(self._may_be_gone(key, span[1]) for key in keys):
+            changed = judge(answer, span)
+            assert changed or after == before, "the answer was no, and yet something has changed"
+            if not any(self._may_be_gone(key, span[1]) for key in keys):
+                for key, found in after.items():
+                    self._compare(key, before[key], found, span, changed and len(after) == 1)
+                return
+        # This process was held up for so long that a record may have vanished around the call: begin anew.
+        for key in keys:
+            self.store.forget(key)
+            seen = [record.fence for record in (before[key], after[key], self.known[key].record) if record is not None]
+            self.known[key] = _Known(fence=max(self.known[key].fence, *seen, 0))
+
+    def _may_be_gone(self, key: str, now: float) -> bool:
+        known = self.known[key]
+        return known.record is not None and known.gone[0] - TOLERANCE <= now
+
+    def _compare(self, key: str, before: Record | None, found: Record | None, span: tuple[float, float], touched: bool) -> None:
+        known = self.known[key]
+        expected = known.record
+        _same(expected, found, TOLERANCE + span[1] - span[0])
+        if expected is None or found is None:
+            return
+        if before is not None and before.state is RecordState.COMPLETED:
+            assert found == before, "a completed key has changed"
+        known.fence = max(known.fence, found.fence)
+        known.record = replace(expected, until=found.until, claimed_at=found.claimed_at)
+        if found.state is RecordState.COMPLETED:
+            return
+        kept = max(self.memory, STEPS_SECONDS) if found.steps else self.memory
+        if found.state is RecordState.LEASED:
+            known.gone = (found.until + kept - LONG, found.until + kept)
+        elif touched:
+            known.gone = (span[0] + kept, span[1] + kept)
+
+    def _resolve(self, at: int, who: str | None) -> str:
+        known = self.known[self.keys[at]]
+        if who is None and not (known.record is not None and known.record.holder):
+            self._claim(self.keys[at], holder=_HOLDERS[0], fingerprint=None, lease=SHORT)
+        return who or (known.record.holder if known.record is not None else _HOLDERS[0])
+
+
+def _same(expected: Record | None, found: Record | None, tolerance: float) -> None:
+    """Compare two records: everything exactly but the times."""
+    if expected is None or found is None:
+        assert found is expected, f"found {found}, not {expected}"
+        return
+    told: tuple[str, ...] = ("state", "fingerprint", "fence", "attempts", "crashes", "owner", "result")
+    if expected.state is not RecordState.COMPLETED:  # who completed it need not be kept
+        told = (*told, "holder")
+    differ = {name: (getattr(found, name), getattr(expected, name)) for name in told if getattr(found, name) != getattr(expected, name)}
+    assert not differ, f"found and expected: {differ}"
+    assert _without_task(found.steps) == _without_task(expected.steps)
+    for name in ("until", "claimed_at"):
+        assert abs(getattr(found, name) - getattr(expected, name)) <= tolerance, f"{name}: {found} is not {expected}"
+
+
+def _without_task(steps: Any) -> dict[str, StoredResult]:
+    """Return steps without the task that kept them: a store need not remember it."""
+    return {name: replace(value, task_id="") for name, value in steps.items()}
+
+
+class StoreMachineContract:
+    """Subclass it and give it the store; ``clock`` where the store can be told the time."""
+
+    #: Histories of forty steps each, of about five calls; a step in twenty or so waits for the end of a lease.
+    examples = 60
+
+    @pytest.fixture
+    def clock(self) -> FakeClock | None:
+        """Return the clock that the store was made with, or None where it has its own."""
+        return None
+
+    @pytest.mark.timeout(0)
+    def test_any_history_is_the_models(self, store: IdempotencyStore, clock: FakeClock | None) -> None:
+        """Every step of every history that hypothesis makes up."""
+        examples = os.environ.get("GUARDRAILS_EXAMPLES")
+
+        class Machine(StoreMachine):
+            def __init__(self) -> None:
+                super().__init__(store, clock)
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=int(examples or self.examples),
+                stateful_step_count=40,
+                deadline=None,
+                database=None,
+                derandomize=examples is None,
+                # where time is real, a shorter history is another one
+                phases=(Phase.generate,) if clock is None else (Phase.generate, Phase.shrink),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

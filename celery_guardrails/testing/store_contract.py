@@ -292,7 +292,9 @@ class StoreContract:
             assert record == store.lookup(f"{key}[{number}]*?")
             assert (record.holder, record.owner) == (f"h{number}", f"host/{number}")
 
-    @pytest.mark.parametrize("name", ["{a}", "a{b}c{d}", "with space", "ü€😀", "a:b:c", "A", "a ", "x" * 512, "quote'\"\\", "per%cent :colon"])
+    @pytest.mark.parametrize(
+        "name", ["{a}", "a{b}c{d}", "with space", "ü€😀", "a:b:c", "A", "a ", "x" * 512, "quote'\"\\", "per%cent :colon"]
+    )
     def test_keys_of_any_text_are_kept_apart(self, store: IdempotencyStore, key: str, name: str) -> None:
         names = (f"{key}{name}", f"{key}{name} ", f"{key}{name}".swapcase())
         for number, one in enumerate(names):

@@ -80,9 +80,9 @@ class Renewal(bootsteps.StartStopStep):
         """Tell kombu's Redis transport that this worker still holds its messages; returns the visibility timeout."""
         consumer = state.task_consumer
         touch = getattr(self._rails.broker, "touch", None)
-        qos = getattr(getattr(consumer, "channel", None), "qos", None)
-        delivered = getattr(qos, "_delivered", None)
+        channel = getattr(consumer, "channel", None)
+        delivered = getattr(getattr(channel, "qos", None), "_delivered", None)
         if touch is None or delivered is None:
             return float("inf")
         touch(list(delivered))
-        return float(getattr(qos, "visibility_timeout", None) or 3600)
+        return float(getattr(channel, "visibility_timeout", None) or 3600)

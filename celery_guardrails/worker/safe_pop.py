@@ -40,6 +40,8 @@ _WAIT = 0.25
 #: Seconds that kombu's lock on the restore sweep lives on after a worker was killed in mid-sweep. Its own 300 keep what all
 #: killed workers held from coming back for as long. Two sweeps at once do no harm: each restore is a transaction.
 _SWEEP_LOCK = 10
+#: Seconds after which a worker compares its clock with Redis' again.
+_CLOCK_CHECK = 60.0
 #: Redis that has BLMOVE.
 _NEEDED = (6, 2)
 
@@ -49,6 +51,7 @@ def take_safely(channel: Any) -> None:
     if not (hasattr(channel, "_brpop_start") and hasattr(channel, "unacked_index_key")):
         return
     _close_without_a_broker(channel.qos)
+    _sweep_by_the_servers_clock(channel)
     if channel.unacked_mutex_expire == type(channel).unacked_mutex_expire:
         channel.unacked_mutex_expire = _SWEEP_LOCK
     if not _has_blmove(channel):
@@ -78,6 +81,30 @@ def _close_without_a_broker(qos: Any) -> None:
             logger.warning("the broker is away, so what this worker holds is given back after the reconnect (%r)", exc)
 
     qos.restore_unacked_once = restore_if_possible
+
+
+def _sweep_by_the_servers_clock(channel: Any) -> None:
+    """Have this worker find what dead workers held by Redis' clock.
+
+    kombu notes and sweeps by the clock of whichever worker does it: one whose clock is an hour ahead takes away what others
+    work on, one whose clock is behind leaves what others held for an hour more. Our scripts note by the server's clock.
+    """
+    qos, sweep, timeout = channel.qos, channel.qos.restore_visible, channel.visibility_timeout
+    ahead, measured = 0.0, -_CLOCK_CHECK
+
+    def restore_visible(*args: Any, **options: Any) -> Any:
+        nonlocal ahead, measured
+        if time.monotonic() - measured >= _CLOCK_CHECK:
+            with channel.conn_or_acquire() as client:
+                seconds, microseconds = client.time()
+            ahead, measured = time.time() - seconds - microseconds / 1e6, time.monotonic()
+        qos.visibility_timeout = timeout + ahead
+        try:
+            return sweep(*args, **options)
+        finally:
+            qos.visibility_timeout = timeout
+
+    qos.restore_visible = restore_visible
 
 
 def _has_blmove(channel: Any) -> bool:
@@ -119,7 +146,7 @@ class _Taker:
             return self._send_plainly("BLMOVE", lists[0], lists[0], "RIGHT", "RIGHT", _WAIT)
         unacked = (prefix + self._channel.unacked_index_key, prefix + self._channel.unacked_key)
         # EVAL and not EVALSHA: a restarted server has forgotten its scripts, and here nobody could ask again.
-        return self._send_plainly("EVAL", _TAKE, 2 + len(lists), *unacked, *lists, time.time())
+        return self._send_plainly("EVAL", _TAKE, 2 + len(lists), *unacked, *lists)
 
     def _read(self, connection: Any, command: Any, **options: Any) -> Any:
         if command != "BRPOP":

@@ -1,5 +1,5 @@
 -- Take the oldest message of the first list that has one, and put it among the unacknowledged in the same step.
--- KEYS: unacked_index (sorted set by time), unacked (hash), lists in their order. ARGV: time by which the worker sweeps.
+-- KEYS: unacked_index (sorted set by time), unacked (hash), lists in their order. The time is the server's.
 -- Answers {list, item, delivery tag or ''}: with the tag, what kombu would note in a round trip of its own is noted already.
 -- An item that is no message of kombu's is handed over as it is: what reads it dead-letters it.
 for i = 3, #KEYS do
@@ -15,7 +15,8 @@ for i = 3, #KEYS do
         -- the item itself and not its decoded form: Lua's numbers are doubles, and its empty tables are objects
         local entry = '[' .. item .. ',' .. cjson.encode(info['exchange']) .. ',' .. cjson.encode(info['routing_key']) .. ']'
         redis.call('HSET', KEYS[2], tag, entry)
-        redis.call('ZADD', KEYS[1], ARGV[1], tag)
+        local time = redis.call('TIME')
+        redis.call('ZADD', KEYS[1], time[1] + time[2] / 1000000, tag)
         noted = tag
       end
     end

@@ -19,6 +19,7 @@ from celery_guardrails.policy.lease import ClaimState, RecordState, StoredResult
 from celery_guardrails.ports import IdempotencyStore, TransactionalStore
 from celery_guardrails.stores import open_store
 from celery_guardrails.testing.store_contract import StoreContract
+from tests.support import free_port
 from tests.support.postgres import POSTGRES_VARIABLE
 from tests.support.processes import ROOT
 
@@ -61,7 +62,7 @@ def postgres_alias(postgres: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def mariadb_alias(mariadb: Any) -> Iterator[str]:
     url = mariadb.fresh_url()
-    with dj.database("mariadb", url) as alias:
+    with dj.database("mariadb", url, OPTIONS={"charset": "utf8mb4"}) as alias:  # Django 5.0's default
         yield alias
     mariadb.drop(url)
 
@@ -381,7 +382,7 @@ def test_a_statement_that_was_interrupted_leaves_no_answer_behind(server_alias: 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
 def test_a_database_that_is_away_is_told_and_nothing_else(scheme: str) -> None:
-    with dj.database(f"away-{scheme}", f"{scheme}://nobody@127.0.0.1:1/nothing", migrate=False) as alias:
+    with dj.database(f"away-{scheme}", f"{scheme}://nobody@127.0.0.1:{free_port()}/nothing", migrate=False) as alias:
         store = opened(alias)
         for call in (
             lambda: store.claim("k", holder="a", fingerprint=None, lease=1),

@@ -51,8 +51,6 @@ def test_a_lease_is_kept_and_not_taken_while_its_holder_lives(app: Any, clocks: 
     assert app.ledger.count("a", "start") == 1
 
 
-# Redis as a broker is left out: kombu sweeps by the clock of whichever worker does it, so there the message itself comes late.
-@pytest.mark.brokers("amqp")
 @pytest.mark.parametrize("clocks", CLOCKS)
 def test_a_lease_is_taken_over_when_it_has_ended_and_not_before(app: Any, clocks: str) -> None:
     first, second = CLOCKS[clocks]
@@ -64,7 +62,7 @@ def test_a_lease_is_taken_over_when_it_has_ended_and_not_before(app: Any, clocks
     killed = time.monotonic()
     holder.signal(signal.SIGKILL)
     (_, again) = app.ledger.wait("start", "a", times=2, timeout=60)
-    assert LEASE / 2 <= again.time - killed <= LEASE + 15
+    assert LEASE / 2 <= again.time - killed <= LEASE + 20
     assert again.fields["fence"] > start.fields["fence"]
     assert again.fields["crashes"] == 1
     assert other.alive()

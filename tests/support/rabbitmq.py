@@ -131,6 +131,9 @@ class RabbitNode:
             HOME=str(self.directory),
             LANG="C.UTF-8",
             ERL_EPMD_PORT="1",
+            # RabbitMQ's boot asks for epmd in a helper of its own; as root even port 1 could be had, and the daemon would stay.
+            ERL_EPMD_ADDRESS="127.0.0.1",
+            ERL_AFLAGS="-start_epmd false",
             RABBITMQ_NODENAME=self._name,
             RABBITMQ_NODE_IP_ADDRESS="127.0.0.1",
             RABBITMQ_NODE_PORT=str(self.port),

@@ -37,7 +37,7 @@ _PAGE = 50
 _PUT_OFF = 60_000
 #: What kombu's transport adds to the properties of every message for itself.
 _TRANSPORT_PROPERTIES = frozenset({"body_encoding", "delivery_info", "delivery_tag"})
-_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8") for name in ("park", "pump")}
+_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8") for name in ("park", "pump", "touch")}
 
 
 class _Session:
@@ -182,12 +182,14 @@ class RedisBroker(KombuBroker[_Session]):
 
     def touch(self, tags: Iterable[str]) -> int:
         """Start the visibility timeout of these live deliveries anew; return how many the broker still knew."""
-        # kombu scores with the clock of the worker and compares with the clock of whichever worker sweeps.
-        now = time.time()
-        scores = dict.fromkeys(tags, now)
-        if not scores:
+        known = list(tags)
+        if not known:
             return 0
-        return self._run("touch", lambda link: int(link.client.zadd(link.key(link.channel.unacked_index_key), scores, xx=True, ch=True)))
+
+        def operation(link: _Link) -> int:
+            return int(link.client.eval(_SCRIPTS["touch"], 1, link.key(link.channel.unacked_index_key), *known))
+
+        return self._run("touch", operation)
 
     def delayed(self, queue: str | None = None) -> int:
         """Return the number of messages that wait for their time, for one queue or for all."""

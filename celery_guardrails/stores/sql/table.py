@@ -115,7 +115,7 @@ def values(record: Record, *, expires: float, version: int) -> dict[str, Any]:
 def result_values(result: StoredResult) -> dict[str, Any]:
     """Return the columns of a result."""
     return {
-        "task_id": result.task_id,
+        "task_id": _plain(result.task_id)[:255],
         "content_type": result.content_type or "",
         "content_encoding": result.content_encoding or "",
         "data": result.data,

@@ -1,12 +1,13 @@
 # `make help` lists the targets. Each does its own set-up; variables go on the command line: make demo BROKER=amqp://
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-plain test lint chaos bench coverage build clean
+.PHONY: help demo demo-plain test lint chaos bench coverage mutants build clean
 
 VENV ?= .venv
 PYTHON ?=
 BROKER ?=
 PLAIN ?=
 PYTEST_ARGS ?=
+MUTANTS ?=
 # More test processes than two cores have: a test with a real worker mostly waits.
 JOBS ?= 3
 
@@ -55,6 +56,10 @@ coverage: ## Every test under coverage, workers included
 	GUARDRAILS_TEST_REQUIRE_BROKERS=1 $(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+mutants: ## Mutation testing of the policy and the Lua scripts (MUTANTS=policy/lease.py, JOBS=2; docs/mutants.md)
+	@$(BOOTSTRAP) test lint
+	$(BIN)/python -m tests.mutation --jobs $(JOBS) $(MUTANTS)
 
 build: ## Wheel and sdist in dist/
 	@$(BOOTSTRAP) test lint

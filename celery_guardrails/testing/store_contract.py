@@ -332,6 +332,38 @@ class StoreContract:
         self._done(store, key)
         assert store.claim(key, holder="b", fingerprint="g", lease=LONG).state is ClaimState.CONFLICT
 
+    def test_a_key_keeps_the_fingerprint_that_it_was_first_claimed_with(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=LONG)
+        store.release(key, holder="a")
+        store.claim(key, holder="b", fingerprint="f", lease=LONG)
+        store.release(key, holder="b")
+        claim = store.claim(key, holder="c", fingerprint=None, lease=LONG)
+        assert store.claim(key, holder="d", fingerprint="g", lease=LONG).state is ClaimState.CONFLICT
+        assert store.complete(key, holder="c", fingerprint=None, fence=claim.fence, result=StoredResult(), retention=LONG)
+        assert store.claim(key, holder="d", fingerprint="g", lease=LONG).state is ClaimState.CONFLICT
+        assert store.claim(key, holder="d", fingerprint="f", lease=LONG).state is ClaimState.COMPLETED
+
+    def test_of_message_and_record_the_larger_number_of_attempts_counts(self, store: IdempotencyStore, key: str) -> None:
+        assert store.claim(key, holder="a", fingerprint=None, lease=LONG, attempts=1).attempts == 1
+        store.release(key, holder="a", attempts=1)
+        assert store.claim(key, holder="b", fingerprint=None, lease=LONG, attempts=1).attempts == 2
+        store.release(key, holder="b")
+        assert store.claim(key, holder="c", fingerprint=None, lease=LONG, attempts=5).attempts == 5
+        record = store.lookup(key)
+        assert record is not None
+        assert record.attempts == 5
+
+    def test_a_key_that_is_given_back_names_no_holder(self, store: IdempotencyStore, key: str) -> None:
+        ways: tuple[Callable[[], object], ...] = (lambda: store.release(key, holder="a", attempts=1), lambda: store.break_lease(key))
+        for give_back in ways:
+            store.claim(key, holder="a", fingerprint="f", lease=LONG, owner="host/1")
+            assert give_back() is not None
+            record = store.lookup(key)
+            assert record is not None
+            assert (record.state, record.holder, record.owner, record.until) == (RecordState.IDLE, "", "", 0.0)
+            assert record.fingerprint == "f"
+            assert store.renew([(key, "a")], LONG) == [False]
+
     def test_no_fingerprint_means_no_check(self, store: IdempotencyStore, key: str) -> None:
         self._done(store, key)
         assert store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.COMPLETED

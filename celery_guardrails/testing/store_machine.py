@@ -20,11 +20,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from ..policy import lease as transitions
@@ -85,6 +86,23 @@ class _Known:
     fences: dict[str, int] = field(default_factory=dict)
 
 
+class _Witness:
+    """A store whose calls are written down."""
+
+    def __init__(self, store: IdempotencyStore, history: list[str]) -> None:
+        self._store, self._history = store, history
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            arguments = [list(arg) if name == "renew" and number == 0 else arg for number, arg in enumerate(args)]
+            answer = getattr(self._store, name)(*(iter(arg) if isinstance(arg, list) else arg for arg in arguments), **options)
+            told = ", ".join([*map(repr, arguments), *(f"{option}={value!r}" for option, value in options.items())])
+            self._history.append(f"{name}({told}) -> {answer!r}")
+            return answer
+
+        return call
+
+
 class StoreMachine(RuleBasedStateMachine):
     """One store beside its model.
 
@@ -94,9 +112,14 @@ class StoreMachine(RuleBasedStateMachine):
         memory: seconds that the store keeps a record while its key is not completed.
     """
 
+    #: What was wrong, with the calls before it; where time is real a history cannot be had a second time.
+    failures: ClassVar[list[str]] = []
+
     def __init__(self, store: IdempotencyStore, clock: FakeClock | None = None, memory: float = MEMORY_SECONDS) -> None:
         super().__init__()
-        self.store, self.clock, self.memory = store, clock, memory
+        self.history: list[str] = []
+        self.store: Any = _Witness(store, self.history)
+        self.clock, self.memory = clock, memory
         self.prefix = uuid.uuid4().hex
         self.known: dict[str, _Known] = {}
         self.keys: list[str] = []
@@ -214,10 +237,13 @@ class StoreMachine(RuleBasedStateMachine):
         for _ in range(calls):
             self._step([key], lambda: self.store.release(key, **call), judge)
 
-    @rule(at=_key, who=_someone, calls=_calls)
-    def reset(self, at: int, who: str | None, calls: int) -> None:
-        """Forget the charges of a key that is given up."""
-        self._reset(self.keys[at], self._resolve(at, who), calls)
+    @rule(at=_key, who=_someone, stepped=st.booleans(), calls=_calls)
+    def reset(self, at: int, who: str | None, stepped: bool, calls: int) -> None:
+        """Forget the charges of a key that is given up, ``stepped``: which has a recovery point, and so is kept."""
+        holder = self._resolve(at, who)
+        if stepped:
+            self._save_step(self.keys[at], holder=holder, name="step", value=StoredResult())
+        self._reset(self.keys[at], holder, calls)
 
     def _reset(self, key: str, holder: str | None, calls: int) -> None:
         known = self.known[key]
@@ -256,15 +282,18 @@ class StoreMachine(RuleBasedStateMachine):
     def save_step(self, at: int, who: str | None, name: str, value: StoredResult, calls: int) -> None:
         """Save a recovery point."""
         key, holder = self.keys[at], self._resolve(at, who)
+        for _ in range(calls):
+            self._save_step(key, holder=holder, name=name, value=value)
+
+    def _save_step(self, key: str, **call: Any) -> None:
         known = self.known[key]
 
         def judge(answer: bool, span: tuple[float, float]) -> bool:
-            known.record, done = transitions.save_step(known.record, holder=holder, name=name, value=value)
+            known.record, done = transitions.save_step(known.record, **call)
             assert answer is done
             return done
 
-        for _ in range(calls):
-            self._step([key], lambda: self.store.save_step(key, holder=holder, name=name, value=value), judge)
+        self._step([key], lambda: self.store.save_step(key, **call), judge)
 
     # -- what operators do ------------------------------------------------------------------------------------
 
@@ -347,6 +376,13 @@ class StoreMachine(RuleBasedStateMachine):
 
         ``judge`` says whether the call may have changed anything: an answer of no must not.
         """
+        try:
+            self._checked(keys, call, judge)
+        except AssertionError as exc:
+            self.failures.append(f"{exc}\n" + "\n".join(self.history[-30:]))
+            raise
+
+    def _checked(self, keys: list[str], call: Callable[[], Any], judge: Callable[[Any, tuple[float, float]], bool]) -> None:
         for key in keys:
             self._wait_out(key)
         start = self.store.now()
@@ -366,8 +402,9 @@ class StoreMachine(RuleBasedStateMachine):
         # This process was held up for so long that a record may have vanished around the call: begin anew.
         for key in keys:
             self.store.forget(key)
-            seen = [record.fence for record in (before[key], after[key], self.known[key].record) if record is not None]
-            self.known[key] = _Known(fence=max(self.known[key].fence, *seen, 0))
+            known = self.known[key]
+            seen = [record.fence for record in (before[key], after[key], known.record) if record is not None]
+            known.record, known.grants, known.fence = None, {}, max(known.fence, *seen, 0)
 
     def _may_be_gone(self, key: str, now: float) -> bool:
         known = self.known[key]
@@ -422,7 +459,7 @@ class StoreMachineContract:
     """Subclass it and give it the store; ``clock`` where the store can be told the time."""
 
     #: Histories of forty steps each, of about five calls; a step in twenty or so waits for the end of a lease.
-    examples = 60
+    examples = 30
 
     @pytest.fixture
     def clock(self) -> FakeClock | None:
@@ -435,19 +472,22 @@ class StoreMachineContract:
         examples = os.environ.get("GUARDRAILS_EXAMPLES")
 
         class Machine(StoreMachine):
+            failures: ClassVar[list[str]] = []
+
             def __init__(self) -> None:
                 super().__init__(store, clock)
 
-        run_state_machine_as_test(
-            Machine,
-            settings=settings(
-                max_examples=int(examples or self.examples),
-                stateful_step_count=40,
-                deadline=None,
-                database=None,
-                derandomize=examples is None,
-                # where time is real, a shorter history is another one
-                phases=(Phase.generate,) if clock is None else (Phase.generate, Phase.shrink),
-                suppress_health_check=list(HealthCheck),
-            ),
+        chosen = settings(
+            max_examples=int(examples or self.examples),
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            derandomize=examples is None,
+            # where time is real, a shorter history is another one
+            phases=(Phase.generate,) if clock is None else (Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
         )
+        try:
+            run_state_machine_as_test(Machine, settings=chosen)
+        except Flaky as exc:
+            raise AssertionError("\n".join(Machine.failures[:1])) from exc

@@ -16,7 +16,7 @@ from celery_guardrails.testing.store_machine import StoreMachineContract
 
 
 class TestMemoryStore(StoreMachineContract):
-    examples = 150
+    examples = 80
 
     @pytest.fixture
     def clock(self) -> FakeClock:
@@ -36,7 +36,7 @@ class TestRedisStore(StoreMachineContract):
 
 
 class SqlMachine(StoreMachineContract):
-    examples = 20
+    examples = 8
 
     @pytest.fixture
     def store(self, url: str) -> Iterator[IdempotencyStore]:
@@ -64,7 +64,7 @@ class TestMariaStore(SqlMachine):
 
 
 class TestDjangoStore(StoreMachineContract):
-    examples = 20
+    examples = 8
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[IdempotencyStore]:

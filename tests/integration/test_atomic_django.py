@@ -175,11 +175,13 @@ def test_kills_at_random_moments_under_many_duplicates_leave_one_row_for_each_ke
     kill_at_random(site)
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_on_mariadb_they_leave_one_row_for_each_key_too(make_site: Callable[..., Site], mariadb_url: str) -> None:
     kill_at_random(make_site(mariadb_url).migrate())
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_on_sqlite_they_leave_one_row_for_each_key_too(make_site: Callable[..., Site], tmp_path: Path) -> None:
     site = make_site(f"sqlite:///{tmp_path / 'db.sqlite3'}").migrate()
@@ -215,6 +217,7 @@ def test_an_error_rolls_the_effect_back_and_the_next_attempt_does_it(site: Site)
     assert site.run_of("a") == run
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_the_same_holds_on_every_database(site_anywhere: Site) -> None:
     site = site_anywhere
@@ -225,6 +228,7 @@ def test_the_same_holds_on_every_database(site_anywhere: Site) -> None:
     assert site.ledger.counts("start") == {"a": 2, "b": 1}
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_a_task_that_fails_for_good_leaves_no_effect(site: Site) -> None:
     site.start()
@@ -317,6 +321,7 @@ def test_a_task_longer_than_its_lease_keeps_it(site: Site) -> None:
     assert site.ledger.count("a", "start") == 1
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_on_sqlite_a_task_longer_than_its_lease_ends_well_though_it_could_not_be_renewed(
     make_site: Callable[..., Site], tmp_path: Path
@@ -330,6 +335,7 @@ def test_on_sqlite_a_task_longer_than_its_lease_ends_well_though_it_could_not_be
 # -- the database ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_a_database_that_is_restarted_delays_the_tasks_and_loses_none(make_site: Callable[..., Site], private_postgres: Any) -> None:
     server = private_postgres()
@@ -345,6 +351,7 @@ def test_a_database_that_is_restarted_delays_the_tasks_and_loses_none(make_site:
     one_row_each(site, names)
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 @pytest.mark.parametrize("options", [{"CONN_MAX_AGE": None}, {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}], ids=["for ever", "checked"])
 def test_connections_that_are_kept_are_not_shared_with_children(
@@ -360,6 +367,7 @@ def test_connections_that_are_kept_are_not_shared_with_children(
     assert site.ledger.counts("start") == dict.fromkeys(names, 1)
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_threads_have_connections_of_their_own(site: Site) -> None:
     site.start(pool="threads", concurrency=4)
@@ -369,6 +377,7 @@ def test_threads_have_connections_of_their_own(site: Site) -> None:
     one_row_each(site, names)
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_a_router_of_the_project_has_no_say_in_the_store(make_site: Callable[..., Site], postgres_url: str) -> None:
     nowhere = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": 1, "NAME": "nowhere"}
@@ -410,6 +419,7 @@ def test_a_database_that_does_not_hold_the_records_is_refused_at_the_workers_sta
     assert "guardrails.E002" in site.manage("check", code=1, ATOMIC_WRONG_DATABASE="1").stderr
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_a_table_that_is_missing_delays_the_tasks_until_it_is_made(make_site: Callable[..., Site], postgres_url: str) -> None:
     site = make_site(postgres_url)
@@ -435,6 +445,7 @@ def test_without_a_redis_the_store_is_the_default_database(make_site: Callable[.
     assert site.effects() == {"a": 1}
 
 
+@pytest.mark.chaos
 @pytest.mark.brokers("redis")
 def test_with_a_redis_the_store_is_that(make_site: Callable[..., Site], tmp_path: Path) -> None:
     site = make_site(f"sqlite:///{tmp_path / 'db.sqlite3'}", guardrails_store=None)

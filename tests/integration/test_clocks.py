@@ -26,13 +26,13 @@ def env(skew: int) -> dict[str, str]:
     return {"PYTHONPATH": path, "GUARDRAILS_TEST_SKEW": str(skew)}
 
 
-@pytest.fixture(params=["redis", "postgres"])
+@pytest.fixture
 def app(request: pytest.FixtureRequest, deploy: Any, broker: Any) -> Any:
-    """An app on one of the stores."""
+    """An app on one of the stores: beside each kind of broker another one, which covers both of both."""
     settings: dict[str, Any] = {"guardrails_lease_seconds": LEASE}
     if broker.kind == "redis":
         settings["broker_transport_options"] = REDIS
-    if request.param == "postgres":
+    if broker.kind == "amqp":
         settings["store_url"] = request.getfixturevalue("postgres_url").replace("postgresql://", "sqlalchemy+postgresql+psycopg://")
     yield deploy(**settings)
     request.getfixturevalue("workers").destroy()  # before their database goes

@@ -1,36 +1,40 @@
-"""A fleet in one process: workers, broker and store under one fake clock, and faults at every step.
+"""A fleet in one process: workers, broker and store, and faults at every step of theirs.
 
-The workers run the real guard, the real policy and the real transitions; what is simulated is Celery's part (take a
-message, run the body, acknowledge) and the world's (crashes, pauses, lost replies, duplicates, stores that go away).
+The workers run the real guarded run, guard, policy and transitions; what is simulated is Celery's part (take a message,
+run the body, acknowledge, notice a lost child, renew leases) and the world's.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+from celery.exceptions import Ignore, Reject, Retry
+
+from celery_guardrails import events
+from celery_guardrails.config import Settings
+from celery_guardrails.dead_letters import DeadLetters, KombuDecoder
 from celery_guardrails.errors import PublishFailed, StoreUnavailable
+from celery_guardrails.execution import current_execution
 from celery_guardrails.guard import ErrorReport, Guard, Patience
+from celery_guardrails.integration import overtaken
+from celery_guardrails.integration.running import GuardedRun
 from celery_guardrails.policy.classification import PERMANENT, RETRYABLE, Classification
-from celery_guardrails.policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel
-from celery_guardrails.policy.lease import Claim, StoredResult
+from celery_guardrails.policy.deadletter import DeathCertificate
+from celery_guardrails.policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, Delivery, RawMessage, Travel
+from celery_guardrails.policy.lease import StoredResult
 from celery_guardrails.policy.retry import RetryPolicy
-from celery_guardrails.policy.verdict import Complete, DeadLetterNow, HandBack, Limits, Raised, Replay, RetryIn, Returned, Run
-from celery_guardrails.ports import Clock
-from celery_guardrails.stores.memory import MemoryStore
-from celery_guardrails.testing.clock import FakeClock
-from celery_guardrails.testing.memory_broker import MemoryBroker
+from celery_guardrails.policy.verdict import DeadLetterNow, Fail, Limits
 
-QUEUE = "work"
-LEASE = 10.0
+from .servers import QUEUE, Broker, BrokerLink, Store, StoreLink
+from .world import LEASE, Crash, Host, World
 
-
-class Crash(BaseException):
-    """The process is gone: nothing after this line runs."""
+#: Seconds during which the world interferes.
+TROUBLED = 90.0
 
 
 class JsonCodec:
@@ -43,247 +47,381 @@ class JsonCodec:
         return None if result is None else json.loads(result.data)
 
 
-class LiveClock(FakeClock):
-    """Waiting takes its time in small steps, so that the main processes go on renewing leases meanwhile."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed)
-        self.meanwhile: Callable[[], None] = lambda: None
-
-    def sleep(self, seconds: float) -> None:
-        while seconds > 0:
-            self.advance(min(seconds, LEASE / 4))
-            seconds -= LEASE / 4
-            self.meanwhile()
-
-
 @dataclass
-class World:
-    """What happens when, and what has happened."""
+class Run:
+    """One run of a body, and what became of it.
 
-    seed: int
-    faults: float = 0.05
-    clock: LiveClock = field(init=False)
-    random: Random = field(init=False)
+    Args:
+        key: of the task.
+        holder: of the lease.
+        fence: of the lease.
+        attempt: 1-based.
+        began: unix time in seconds by the store's clock.
+        worker: that runs it.
+        effects: what it did, by name.
+        recorded: steps that it knows to be recorded.
+        fate: ``"running"``, ``"returned"``, ``"failed"``, ``"overtaken"``, ``"crashed"`` or ``"back"`` (to the queue).
+    """
 
-    def __post_init__(self) -> None:
-        self.random = Random(self.seed)
-        self.clock = LiveClock(self.seed)
-        self.calm = False
-        self.store_away_until = 0.0
-        self.store = MemoryStore(now=self.clock.now)
-        self.broker = MemoryBroker([QUEUE], clock=self.clock, on_operation=lambda _: self.maybe_crash())
-        self.effects: Counter[str] = Counter()
-        self.running: dict[str, set[str]] = defaultdict(set)
-        self.holders: dict[int, str] = {}
-        self.zombies: set[str] = set()
-        self.overlaps: list[str] = []
-        self.fences: dict[str, int] = {}
-        self.finished: dict[str, str] = {}
-
-    def chance(self, probability: float) -> bool:
-        return not self.calm and self.random.random() < probability
-
-    def maybe_crash(self) -> None:
-        if self.chance(self.faults / 4):
-            raise Crash
+    key: str
+    holder: str
+    fence: int
+    attempt: int
+    began: float
+    worker: Worker = field(repr=False)
+    effects: Counter[str] = field(default_factory=Counter)
+    recorded: set[str] = field(default_factory=set)
+    fate: str = "running"
 
 
-class FlakyStore:
-    """The store as seen over a network: calls get lost on the way, answers on the way back, processes die around them."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        call = getattr(self._world.store, name)
-        world = self._world
-
-        def over_the_network(*args: Any, **kwargs: Any) -> Any:
-            world.maybe_crash()
-            if world.chance(world.faults / 10):
-                world.store_away_until = world.clock.now() + world.random.uniform(0.5, 4.0)
-            if world.clock.now() < world.store_away_until or world.chance(world.faults / 4):
-                raise StoreUnavailable("no answer")
-            answer = call(*args, **kwargs)
-            world.maybe_crash()
-            if world.chance(world.faults / 4):
-                raise StoreUnavailable("the answer was lost")
-            return answer
-
-        return over_the_network
+Body = Callable[["Fleet", Run], Any]
 
 
-class Worker:
-    """Takes messages one by one and does with them what Celery does."""
+class Fleet:
+    """Workers, store and broker in a world.
 
-    def __init__(self, world: World, number: int, limits: Limits, body: Callable[[str, int], Any]) -> None:
-        self.world, self.limits, self.body, self.number = world, limits, body, number
-        clock: Clock = world.clock
-        self.guard = Guard(
-            store=FlakyStore(world),  # type: ignore[arg-type]
-            broker=world.broker,
-            codec=JsonCodec(),
-            clock=clock,
-            emit=lambda event: None,
-            lease=LEASE,
-            node=f"worker-{number}",
-            patience=Patience(complete=LEASE * 4, release=1.0, publish=1.0),
+    Args:
+        world: they live in.
+        body: of every task.
+        tasks: number of keys.
+        workers: number of hosts, each with one child.
+        limits: of the task.
+        atomic: the body runs in a transaction.
+        skewed: the hosts' clocks are up to an hour off.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        body: Body,
+        *,
+        tasks: int = 5,
+        workers: int = 3,
+        limits: Limits | None = None,
+        atomic: bool = False,
+        skewed: bool = True,
+        operator: bool = False,
+    ) -> None:
+        overtaken._table[:] = bytes(len(overtaken._table))  # as in a fleet that has just been started
+        self.world, self.body, self.atomic = world, body, atomic
+        self.limits = limits or Limits(retry=RetryPolicy(max_attempts=4, base=0.5, cap=3.0), max_crashes=10**6)
+        self.store, self.broker = Store(world), Broker(world)
+        self.runs: list[Run] = []
+        self.keys = [f"k{number}" for number in range(tasks)]
+        #: Task id → key.
+        self.published: dict[str, str] = {}
+        #: Task id → what Celery was told of it last.
+        self.results: dict[str, list[Any]] = defaultdict(list)
+        #: Task ids that were told a result that the store would not remember.
+        self.unrecorded: set[str] = set()
+        self.step_keys: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for key in self.keys:
+            for copy in range(1 + world.random.randrange(3)):
+                self.published[f"t{key[1:]}.{copy}"] = key
+        for name, key in self.published.items():
+            headers = {"id": name, "task": "work", TRAVEL_HEADER: Travel(key=key, first=world.now + self.store.offset).to_header()}
+            self.broker.send(RawMessage(b"[[], {}, {}]", "application/json", "utf-8", headers, {}, "", QUEUE), QUEUE)
+        self.workers = [Worker(self, number, world.random.uniform(-3600, 3600) if skewed else 0.0) for number in range(workers)]
+        for worker in self.workers:
+            worker.start()
+        if operator:
+            self.operate()
+
+    def go(self, done: Callable[[], bool] = lambda: True) -> None:
+        """Let time pass until everything has come to rest, then look whether all promises were kept.
+
+        Raises:
+            AssertionError: with the seed.
+        """
+        world = self.world
+        world.run(lambda: world.now > world.start + 1.0 and self.broker.idle() and done(), faults_for=TROUBLED if world.faults else 0.0)
+        self.check()
+
+    def operate(self) -> None:
+        """Do at random times what operators do: break leases, forget keys that are not there."""
+        world = self.world
+
+        def act() -> None:
+            if not world.calm:
+                key = world.random.choice(self.keys)
+                if key not in self.store.locks:
+                    self.store.execute("break_lease", (key,), {})
+                self.store.execute("forget", ("nothing",), {})
+                world.later(world.random.uniform(1, 4 * LEASE), act)
+
+        world.later(world.random.uniform(0, LEASE), act)
+
+    def replay(self) -> None:
+        """Have an operator replay the dead letters again and again, with a command that may die at any step."""
+        world = self.world
+        host = Host(world, "operator", world.random.uniform(-3600, 3600))
+        service = DeadLetters(
+            BrokerLink(self.broker),  # type: ignore[arg-type]
+            None,
+            settings=Settings(),
+            clock=host,
+            decoder=KombuDecoder(("json",)),
         )
 
-    def take(self) -> RawMessage | None:
-        for letter in self.world.broker.browse(QUEUE):
-            self.world.calm, calm = True, self.world.calm  # a delivery is the broker's doing and does not crash us
-            self.world.broker.take(letter)
-            self.world.calm = calm
-            return letter.message
-        return None
+        def command() -> None:
+            while True:
+                try:
+                    world.wait(world.random.uniform(5, 20))
+                    service.replay(max_replays=1000)
+                except Crash:
+                    if not world.alive():
+                        return
 
-    def steps(self, message: RawMessage) -> Generator[None, None, str]:
-        """Run one message; yields where other workers may run and time may pass. Returns what became of it."""
-        world = self.world
+        world.spawn(host, command)
+
+    # -- what the bodies do -----------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Do something that takes time, during which anything may happen."""
+        for _ in range(self.world.random.randrange(4)):
+            self.world.wait(self.world.random.choice((0.01, 0.2, 2.0)))
+            self.world.step()
+
+    def effect(self, run: Run, name: str = "") -> None:
+        """Do what must not be done twice."""
+        run.effects[name] += 1
+
+    def effects(self, key: str, name: str = "") -> int:
+        """How often an effect was done."""
+        return sum(run.effects[name] for run in self.runs if run.key == key)
+
+    def step(self, run: Run, name: str) -> Any:
+        """A recovery point with an effect outside; returns its value."""
+        with current_execution().step(name) as step:
+            self.step_keys[run.key, name].add(step.key)
+            if not step.done:
+                if self.store.steps.get((run.key, name), run.fence) < run.fence:
+                    self.world.complain(f"step {name} of {run.key} is done already, and is done again")
+                self.effect(run, name)
+                self.work()
+                step.value = f"{name} by {run.holder}"
+        if run.effects[name]:
+            run.recorded.add(name)
+        return step.value
+
+    # -- promises ---------------------------------------------------------------------------------------------
+
+    def certificates(self) -> dict[str, DeathCertificate]:
+        """Task id → certificate of what is in the dead letter queue."""
+        letters = self.broker.messages(f"{QUEUE}.dead")
+        return {str(letter.headers["id"]): DeathCertificate.from_header(letter.headers[DEAD_LETTER_HEADER]) for letter in letters}
+
+    def letters(self) -> dict[str, str]:
+        """Task id → reason of what is in the dead letter queue."""
+        return {name: certificate.reason for name, certificate in self.certificates().items()}
+
+    def acknowledged(self, message: RawMessage) -> None:
+        """Called when a message is gone: it must be completed, or somewhere else."""
         name = str(message.headers["id"])
-        delivery = Delivery(
-            task_id=name,
+        kept = self.published[name] in self.store.completed or any(str(other.headers["id"]) == name for other in self.broker.copies())
+        if not kept and name not in self.unrecorded:
+            self.world.complain(f"{name} is lost")
+
+    def check(self) -> None:
+        """Look at what has to be true of every fleet."""
+        trouble = list(self.world.trouble)
+        letters = self.letters()
+        for name, key in self.published.items():
+            if key not in self.store.completed and name not in letters and name not in self.unrecorded:
+                trouble.append(f"{name} is neither completed nor dead")
+            told = {json.dumps(value) for value in self.results[name]}
+            right = self.store.completed.get(key, (0, b""))[1].decode()
+            if name not in self.unrecorded and not told <= {right}:
+                trouble.append(f"{name} was told {told}, and the result is {right}")
+        for key in self.keys:
+            returned = [run for run in self.runs if run.key == key and run.fate == "returned"]
+            if len(returned) > 1 + len(self.unrecorded):
+                trouble.append(f"{key} was returned by {len(returned)} runs")
+        assert not trouble, f"seed {self.world.seed}: {'; '.join(trouble)}"
+
+
+class Worker(Host):
+    """A host with a main process and one child: it does with messages what Celery does."""
+
+    def __init__(self, fleet: Fleet, number: int, offset: float) -> None:
+        super().__init__(fleet.world, f"worker{number}", offset)
+        self.fleet = fleet
+        self.live: dict[str, str] = {}
+        self.lost: list[tuple[int, RawMessage, Delivery]] = []
+        self.held: dict[int, RawMessage] = {}
+        self.gave_up = False
+        self.run: Run | None = None
+        self.store = StoreLink(fleet.store)
+        self.settings = Settings(lease_seconds=LEASE, max_crashes=fleet.limits.max_crashes)
+        self.guard = self._guard(Patience(complete=LEASE * 4, release=1.0, publish=1.0))
+        self.main_guard = self._guard(Patience(complete=0.0, release=0.0, publish=0.0))
+        options = SimpleNamespace(limits=lambda _: fleet.limits, retention=None, retryable=(), permanent=(), atomic=fleet.atomic)
+        self.task = SimpleNamespace(name="work", guardrails=self, guard_options=options, _body=self._body)
+
+    def _guard(self, patience: Patience) -> Guard:
+        return Guard(
+            store=self.store,  # type: ignore[arg-type]
+            broker=BrokerLink(self.fleet.broker),  # type: ignore[arg-type]
+            codec=JsonCodec(),
+            clock=self,
+            emit=self.emit,
+            lease=LEASE,
+            node=self.name,
+            patience=patience,
+        )
+
+    # what a guarded run asks of its Guardrails
+
+    def classify(self, exc: BaseException, **_: Any) -> Classification:
+        return Classification(PERMANENT if isinstance(exc, ValueError) else RETRYABLE)
+
+    def transactional(self, _: Any) -> StoreLink:
+        return self.store
+
+    def emit(self, event: events.Event) -> None:
+        if isinstance(event, events.StoreFailed) and event.operation == "complete":
+            self.gave_up = True  # perhaps: a completion that came through later says so
+        elif isinstance(event, events.Completed):
+            self.gave_up = False
+
+    # -- processes --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Boot."""
+        self.live.clear()
+        self.lost.clear()
+        self.held.clear()
+        self.world.spawn(self, self._main)
+        self.world.spawn(self, self._child)
+
+    def _die(self) -> None:
+        """Everything on this host is gone; the broker notices, and somebody starts it again."""
+        world, broker = self.world, self.fleet.broker
+        if self.run is not None:
+            self.run.fate, self.run = "crashed", None
+        for number in self.held:
+            world.later(world.random.uniform(0, 20), lambda number=number: broker.requeue(number))  # type: ignore[misc]
+        world.kill(self)
+        world.later(world.random.uniform(0.5, 5.0), self.start)
+
+    def _main(self) -> None:
+        """Renew leases and look after lost children."""
+        renewed = 0.0
+        try:
+            while True:
+                self.world.wait(0.5)
+                while self.lost:
+                    self._bury_child(*self.lost.pop(0))
+                if self.world.now >= renewed + LEASE / 3 and self.live:
+                    renewed = self.world.now
+                    self._renew()
+        except Crash:
+            if self.world.alive():
+                self._die()
+
+    def _renew(self) -> None:
+        leases = [(key, holder) for holder, key in self.live.items()]
+        try:
+            for (_, holder), held in zip(leases, self.store.renew(leases, LEASE), strict=True):
+                if not held:
+                    overtaken.mark(holder)
+        except StoreUnavailable:
+            pass  # the next round is near
+
+    def _bury_child(self, number: int, message: RawMessage, delivery: Delivery) -> None:
+        try:
+            verdict = self.main_guard.lost(delivery, self.fleet.limits, ErrorReport("WorkerLostError"))
+        except PublishFailed:
+            verdict = None
+        self.world.step()
+        if isinstance(verdict, (DeadLetterNow, Fail)):
+            self._ack(number, message)
+        else:
+            self.fleet.broker.requeue(number)
+            self.held.pop(number, None)
+
+    def _child(self) -> None:
+        """Take messages one by one and run them."""
+        while True:
+            found = None
+            delivery = None
+            try:
+                self.world.wait(self.world.random.choice((0.01, 0.05, 0.3)))
+                found = self.fleet.broker.fetch()
+                if found is None:
+                    self.world.wait(0.5)
+                    continue
+                self.held[found[0]] = found[1]
+                delivery = self._delivery(found[1])
+                self._handle(*found, delivery)
+            except Crash:
+                if not self.world.alive():
+                    return  # with the whole host
+                if self.run is not None:
+                    self.run.fate, self.run = "crashed", None
+                if self.world.random.random() < 0.5:
+                    self._die()
+                    return
+                if found is not None and delivery is not None:  # the main process will see to it, and has another child
+                    self.live.pop(delivery.holder, None)
+                    self.lost.append((*found, delivery))
+
+    def _delivery(self, message: RawMessage) -> Delivery:
+        travel = Travel.from_headers(message.headers)
+        assert travel.key is not None
+        return Delivery(
+            task_id=str(message.headers["id"]),
             task_name="work",
-            key=str(message.headers["key"]),
+            key=travel.key,
             fingerprint=None,
-            holder=f"{self.number}-{world.random.getrandbits(48)}",
+            holder=f"{self.world.random.getrandbits(64):016x}",
             queue=QUEUE,
-            travel=Travel.from_headers(message.headers),
+            travel=travel,
             raw=message,
         )
-        world.holders[self.number] = delivery.holder
-        try:
-            verdict, claim = self.guard.admit(delivery, self.limits)
-            yield
-            if isinstance(verdict, Replay):
-                world.finished[name] = "completed"
-                return "acked"
-            if not isinstance(verdict, Run):
-                if isinstance(verdict, DeadLetterNow):
-                    world.finished[name] = verdict.reason
-                return "acked"
-            return (yield from self._body(delivery, claim))
-        except PublishFailed:
-            return "requeued"
-        except Crash:
-            return "crashed"
 
-    def _body(self, delivery: Delivery, claim: Claim) -> Generator[None, None, str]:
-        world, key = self.world, delivery.key
-        if delivery.holder not in world.zombies:
-            if claim.fence <= world.fences.get(key, 0):
-                world.overlaps.append(f"{key}: fence {claim.fence} after {world.fences[key]}")
-            world.fences[key] = claim.fence
-        if delivery.holder not in world.zombies:
-            world.running[key].add(delivery.holder)
-        if len(world.running[key]) > 1:
-            world.overlaps.append(f"{key} runs {len(world.running[key])} times at once")
+    # -- one message ------------------------------------------------------------------------------------------
+
+    def _body(self, args: Any, kwargs: Any) -> Any:
+        key, holder = args
+        execution = current_execution()
+        self.run = Run(key, holder, execution.fence, execution.attempt, self.fleet.store.records.now(), self)
+        self.fleet.runs.append(self.run)
+        return self.fleet.body(self.fleet, self.run)
+
+    def _handle(self, number: int, message: RawMessage, delivery: Delivery) -> None:
+        self.live[delivery.holder] = delivery.key
+        self.run, self.gave_up = None, False
+        fate = "failed"
         try:
-            for _ in range(world.random.randrange(4)):
-                yield
-                world.maybe_crash()
-            try:
-                value = self.body(key, claim.attempts + 1)
-                world.effects[key] += 1
-                outcome: Any = Returned(value)
-            except Exception as exc:  # noqa: BLE001 - the body's
-                kind = PERMANENT if isinstance(exc, ValueError) else RETRYABLE
-                outcome = Raised(Classification(kind))
-            world.maybe_crash()
-        finally:
-            world.running[key].discard(delivery.holder)
-        verdict = self.guard.settle(delivery, claim, outcome, self.limits, error=ErrorReport("Error"))
-        yield
-        if isinstance(verdict, Complete):
-            world.finished[delivery.task_id] = "completed"
-        elif isinstance(verdict, DeadLetterNow):
-            world.finished[delivery.task_id] = verdict.reason
+            value = GuardedRun(self.task, delivery).run((delivery.key, delivery.holder), {})
+            fate = "returned"
+            if self.gave_up:
+                self.fleet.unrecorded.add(delivery.task_id)
+            self.fleet.results[delivery.task_id].append(value)
+        except Reject:
+            fate = "back"
+        except Ignore:
+            fate = "overtaken"
+        except Retry:
+            fate = "retried"
+        except Exception as exc:
+            if isinstance(exc, (AssertionError, TypeError, AttributeError, NameError)):
+                raise
+        if self.run is not None:
+            self.run.fate, self.run = fate, None
+        self.world.step()
+        self.live.pop(delivery.holder, None)
+        if fate == "back":
+            self.fleet.broker.requeue(number)
+            self.held.pop(number, None)
         else:
-            assert isinstance(verdict, (RetryIn, HandBack)), verdict
-        world.maybe_crash()
-        return "acked"
+            self._ack(number, message)
 
-
-def message(name: str, key: str) -> RawMessage:
-    """A task message."""
-    headers = {"id": name, "task": "work", "key": key, TRAVEL_HEADER: Travel(key=key).to_header()}
-    return RawMessage(b"[]", "application/json", "utf-8", headers, {}, "", QUEUE)
-
-
-def run(world: World, body: Callable[[str, int], Any], *, tasks: int = 6, workers: int = 3, limits: Limits | None = None) -> None:
-    """Publish, let the workers loose until everything has come to rest, with faults for the first part of the time."""
-    limits = limits or Limits(retry=RetryPolicy(max_attempts=4, base=0.5, cap=3.0), max_crashes=50)
-    crew = [Worker(world, number, limits, body) for number in range(workers)]
-    world.calm = True
-    for number in range(tasks):
-        for copy in range(1 + world.random.randrange(3)):
-            world.broker.send(message(f"t{number}.{copy}", f"k{number}"), QUEUE)
-    world.calm = False
-    busy: dict[int, tuple[Generator[None, None, str], RawMessage]] = {}
-    world.clock.meanwhile = lambda: _renew(world, busy)
-    published = {str(letter.message.headers["id"]) for letter in world.broker.browse(QUEUE)}
-    returning: list[tuple[float, RawMessage]] = []
-    for tick in range(20_000):
-        world.calm = tick > 1_500
-        world.clock.advance(world.random.choice((0.0, 0.01, 0.1, 0.5)))
-        if world.chance(world.faults / 25):
-            world.clock.advance(LEASE * 1.5)  # the host was frozen: every lease has ended
-            world.running.clear()
-            world.zombies.update(world.holders.values())  # what wakes up may still run, it may not settle
-        for due, raw in list(returning):
-            if due <= world.clock.now():
-                returning.remove((due, raw))
-                _redeliver(world, raw)
-        number = world.random.randrange(workers)
-        if number not in busy:
-            raw_or_none = crew[number].take()
-            if raw_or_none is not None:
-                busy[number] = (crew[number].steps(raw_or_none), raw_or_none)
-            elif not busy and not returning and not _waiting(world):
-                break
-            continue
-        generator, raw = busy[number]
-        try:
-            next(generator)
-            _renew(world, busy)
-        except StopIteration as stop:
-            del busy[number]
-            if stop.value in ("crashed", "requeued"):
-                returning.append((world.clock.now() + world.random.uniform(0, 2), raw))
-            elif world.chance(0.03):
-                returning.append((world.clock.now() + world.random.uniform(0, 20), raw))  # the ack got lost
-    else:
-        raise AssertionError(f"seed {world.seed}: the fleet did not come to rest")
-    missing = published - set(world.finished)
-    assert not missing, f"seed {world.seed}: lost {sorted(missing)}"
-
-
-def _waiting(world: World) -> bool:
-    if world.broker.depth(QUEUE):
-        return True
-    due = world.broker._delayed
-    if due:
-        world.clock.advance(max(0.0, due[0][0] - world.clock.now()))
-        return True
-    return False
-
-
-def _redeliver(world: World, raw: RawMessage) -> None:
-    calm, world.calm = world.calm, True
-    world.broker.send(raw, QUEUE)
-    world.calm = calm
-
-
-def _renew(world: World, busy: dict[int, Any]) -> None:
-    """What the main processes' renewal does: extend every lease whose holder lives, unless it has ended already.
-
-    One that has ended may be extended too, but here it stands for a host that was frozen: let the others have it.
-    """
-    if world.clock.now() < world.store_away_until:
-        return
-    for key, (record, _) in list(world.store._records.items()):
-        number = int(record.holder.split("-")[0]) if record.holder else -1
-        if number in busy and world.holders[number] == record.holder and record.until > world.clock.now():
-            world.store.renew([(key, record.holder)], LEASE)
+    def _ack(self, number: int, message: RawMessage) -> None:
+        self.held.pop(number, None)
+        if self.world.chance(self.world.faults / 2):  # it got lost, and with it the connection
+            self.world.later(self.world.random.uniform(0, 20), lambda: self.fleet.broker.requeue(number))
+            return
+        self.fleet.broker.ack(number)
+        self.fleet.acknowledged(message)

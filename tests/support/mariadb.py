@@ -67,7 +67,10 @@ class MariaServer(MariaDatabases, PrivateServer):
         PrivateServer.__init__(self)
         self._program = program
         self._installer = installer
-        self._common = [f"--datadir={self.directory / 'data'}", "--innodb-log-file-size=16M"]
+        # a tmpdir of its own: a server that starts removes what looks like another's left temporary tables, alive or not
+        scratch = self.directory / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._common = [f"--datadir={self.directory / 'data'}", f"--tmpdir={scratch}", "--innodb-log-file-size=16M"]
         self._common += ["--user=root"] if os.geteuid() == 0 else []  # else it would look for a user of its own
         self._options = options
 

@@ -515,8 +515,10 @@ def test_a_trip_through_json_changes_no_fingerprint(value: Any) -> None:
     assert same(value, through)
 
 
+#: Whole seconds: CPython's ``datetime.fromisoformat`` (3.11) reads "+00:00:00.000001", an offset of no place, as UTC.
+offsets = st.integers(-23 * 3600, 23 * 3600).map(lambda seconds: dt.timezone(dt.timedelta(seconds=seconds)))
 #: What kombu's JSON takes and gives back as it was.
-zones = st.timezones() | st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(dt.timezone) | st.none()
+zones = st.timezones() | offsets | st.none()
 leaves = (
     st.none()
     | st.booleans()

@@ -106,6 +106,13 @@ class StoreContract:
         assert store.renew([(key, "b"), (key, "a"), (key + "?", "a")], LONG) == [False, True, False]
         assert store.renew([], LONG) == []
 
+    def test_a_key_that_is_named_for_two_holders_is_renewed_for_the_one_who_has_it(self, store: IdempotencyStore, key: str) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=SHORT)
+        assert store.renew([(key, "a"), (key, "b")], LONG) == [True, False]
+        record = store.lookup(key)
+        assert record is not None
+        assert (record.holder, record.until > store.now() + LONG / 2) == ("a", True)
+
     def test_a_completed_key_answers_with_its_result(self, store: IdempotencyStore, key: str) -> None:
         fence = self._done(store, key, data=b'{"charged": 1}')
         claim = store.claim(key, holder="b", fingerprint="f", lease=LONG)

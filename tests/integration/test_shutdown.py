@@ -69,6 +69,8 @@ def test_what_was_on_its_way_to_a_child_at_sigterm_does_not_start_any_more(deplo
     worker = app.worker(concurrency=1, loglevel="DEBUG")
     assert app.send("effect", "warm").get(timeout=20)
     (child,) = worker.children()
+    # its result is known before the main process is: stopped in between, the child would keep its place in the pool
+    eventually(lambda: not any(app.app.control.inspect(timeout=1.0).active().values()), 20)
     before = len(worker.wait_log("TaskPool: Apply"))
     os.kill(child, signal.SIGSTOP)  # a child that is slow to look into its pipe
     app.send("effect", "a", 1.0)

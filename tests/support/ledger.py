@@ -105,9 +105,10 @@ class Ledger:
     def entries(self, *, event: str | None = None, key: str | None = None) -> list[Entry]:
         """Return the lines in order, those of one event or key only if asked."""
         try:
-            lines = self.path.read_text().splitlines()
+            text = self.path.read_text()
         except FileNotFoundError:
             return []
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a reader may see the beginning of a line that is being written
         entries = [Entry(**json.loads(line)) for line in lines]
         return [entry for entry in entries if event in (None, entry.event) and key in (None, entry.key)]
 

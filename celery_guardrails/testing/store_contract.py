@@ -94,10 +94,10 @@ class StoreContract:
         assert (record.crashes, record.attempts) == (0, 1)
 
     def test_a_renewed_lease_outlives_its_first_length(self, store: IdempotencyStore, key: str) -> None:
-        store.claim(key, holder="a", fingerprint=None, lease=SHORT)
-        end = time.monotonic() + 3 * SHORT
+        store.claim(key, holder="a", fingerprint=None, lease=4 * SHORT)
+        end = time.monotonic() + 6 * SHORT
         while time.monotonic() < end:
-            assert store.renew([(key, "a")], SHORT) == [True]
+            assert store.renew([(key, "a")], 4 * SHORT) == [True]
             assert store.claim(key, holder="b", fingerprint=None, lease=LONG).state is ClaimState.BUSY
             time.sleep(SHORT / 5)
 

@@ -207,9 +207,11 @@ def test_a_node_that_dies_is_replaced_by_its_replica_and_claims_go_on(private_cl
     with pytest.raises(StoreUnavailable):
         claim(store, mine[0], holder="b")
     eventually(lambda: claim(store, mine[0], holder="b").state is ClaimState.BUSY, 30, ignoring=(StoreUnavailable,))
-    assert store.renew([(key, "a") for key in mine], LONG) == [True] * len(mine)
-    assert sorted(key for key, _ in store.leases()) == sorted(mine)
-    store.ping()
+    # every part of the client learns of the new node by itself, with its next call
+    away = (StoreUnavailable,)
+    eventually(lambda: store.renew([(key, "a") for key in mine], LONG) == [True] * len(mine), 30, ignoring=away)
+    eventually(lambda: sorted(key for key, _ in store.leases()) == sorted(mine), 30, ignoring=away)
+    eventually(lambda: store.ping() is None, 30, ignoring=away)
 
 
 def test_claims_go_on_while_their_slot_moves_to_a_node_that_nobody_knew(private_cluster, opened):

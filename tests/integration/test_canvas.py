@@ -204,7 +204,7 @@ def publish(app, which):
 def outcome(result):
     """The value of a result, or its error, without what differs between two runs."""
     # not propagated: get() would raise the error of a parent instead, where it comes to see that first
-    return told(result if isinstance(result, Exception) else result.get(timeout=20, propagate=False))
+    return told(result if isinstance(result, Exception) else result.get(timeout=60, propagate=False))
 
 
 def told(value):

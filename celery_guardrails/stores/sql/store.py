@@ -196,10 +196,7 @@ class SqlStore(abc.ABC):
         return answers
 
     def _renew(self, wanted: list[tuple[str, str]], lease: float) -> list[bool]:
-        pairs = " OR ".join(f"(id = :id{number} AND holder = :holder{number})" for number in range(len(wanted)))
-        names: dict[str, Any] = {}
-        for number, (row, holder) in enumerate(wanted):
-            names |= {f"id{number}": row, f"holder{number}": holder}
+        pairs, names = _any_of(wanted)
         held = f"FROM {TABLE} WHERE state = 1 AND ({pairs})"
         free = {str(row[0]) for row in self._execute(f"SELECT id {held} {self.dialect.skip_locked}", names).rows}
         if free:
@@ -213,14 +210,12 @@ class SqlStore(abc.ABC):
 
     def _extend(self, wanted: list[tuple[str, str]], lease: float) -> None:
         now, kept = self.dialect.now, "CASE WHEN steps = '' THEN :memory_us ELSE :steps_us END"
-        pairs = " OR ".join(f"(id = :id{number} AND holder = :holder{number})" for number in range(len(wanted)))
-        names: dict[str, Any] = {
+        pairs, names = _any_of(wanted)
+        names |= {
             "lease_us": int(lease * 1e6),
             "memory_us": int(self._memory * 1e6),
             "steps_us": int(max(self._memory, STEPS_SECONDS) * 1e6),
         }
-        for number, (row, holder) in enumerate(wanted):
-            names |= {f"id{number}": row, f"holder{number}": holder}
         self._execute(
             f"UPDATE {TABLE} SET until_us = {now} + :lease_us, expires_us = {now} + :lease_us + {kept}, version = version + 1 "
             f"WHERE state = 1 AND ({pairs})",
@@ -339,6 +334,14 @@ class SqlStore(abc.ABC):
 
     def _kept(self, record: Record | None) -> float:
         return max(self._memory, STEPS_SECONDS) if record is not None and record.steps else self._memory
+
+
+def _any_of(wanted: Sequence[tuple[str, str]]) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a row is one of these, given as (identifier, holder), and its parameters."""
+    names: dict[str, Any] = {}
+    for number, (row, holder) in enumerate(wanted):
+        names |= {f"id{number}": row, f"holder{number}": holder}
+    return " OR ".join(f"(id = :id{number} AND holder = :holder{number})" for number in range(len(wanted))), names
 
 
 class SqlTransaction:

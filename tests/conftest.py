@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -195,21 +195,29 @@ def mariadb_url(mariadb: MariaDatabases) -> Iterator[str]:
     mariadb.drop(url)
 
 
-@pytest.fixture
-def private_postgres() -> Iterator[Callable[..., PostgresServer]]:
-    """Start PostgreSQL servers that the test may kill, freeze and start again; a second each."""
-    if postgres_programs() is None:
-        missing(POSTGRES_MEND)
-    servers: list[PostgresServer] = []
+Database = TypeVar("Database", PostgresServer, MariaServer)
 
-    def start(*options: str) -> PostgresServer:
-        servers.append(PostgresServer(*options))
+
+def _private(kind: Callable[..., Database]) -> Iterator[Callable[..., Database]]:
+    """Yield what starts servers of a kind, and close them."""
+    servers: list[Database] = []
+
+    def start(*options: str) -> Database:
+        servers.append(kind(*options))
         servers[-1].start()
         return servers[-1]
 
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., PostgresServer]]:
+    """Start PostgreSQL servers that the test may kill, freeze and start again; a second each."""
+    if postgres_programs() is None:
+        missing(POSTGRES_MEND)
+    yield from _private(PostgresServer)
 
 
 @pytest.fixture
@@ -217,16 +225,7 @@ def private_mariadb() -> Iterator[Callable[..., MariaServer]]:
     """Start MariaDB servers that the test may kill, freeze and start again; a second each."""
     if mariadb_program() is None:
         missing(MARIADB_MEND)
-    servers: list[MariaServer] = []
-
-    def start(*options: str) -> MariaServer:
-        servers.append(MariaServer(*options))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    yield from _private(MariaServer)
 
 
 @pytest.fixture

@@ -21,12 +21,15 @@ from .execution import Execution, current_execution
 from .integration.app import Guardrails, classify
 from .integration.decorator import guarded_task
 from .integration.task import GuardedTask
+from .policy.breaker import CircuitBreaker
+from .policy.budget import RetryBudget
 from .policy.classification import Classification
 from .policy.retry import RetryPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CircuitBreaker",
     "Classification",
     "DeadLetterError",
     "DeadlineExceeded",
@@ -42,6 +45,7 @@ __all__ = [
     "PoisonTask",
     "QueueFull",
     "RejectedTask",
+    "RetryBudget",
     "RetryPolicy",
     "RetryableError",
     "StoreUnavailable",

@@ -5,7 +5,7 @@ The guard talks to its ports and knows no Celery. Order is everything here, so e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from .policy.deadletter import DeathCertificate, error_fingerprint
 from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel, of_one_delivery
 from .policy.lease import Claim, ClaimState, Record, RecordState
 from .policy.refusal import refusal
+from .policy.resource import Ask, Tell
 from .policy.verdict import (
     Complete,
     DeadLetterNow,
@@ -33,9 +34,11 @@ from .policy.verdict import (
     Run,
     Verdict,
     attempt_number,
+    deadline_of,
     decide,
+    effect_of,
 )
-from .ports import Broker, Clock, IdempotencyStore, ResultCodec, Transaction
+from .ports import Broker, Clock, IdempotencyStore, ResourceStore, ResultCodec, Transaction
 
 __all__ = ["ErrorReport", "Guard", "Patience"]
 
@@ -103,7 +106,10 @@ class Guard:
         Raises:
             PublishFailed: the verdict could not be carried out; the message must stay in its queue.
         """
-        claim = self._claim(delivery)
+        claim = self._claim(delivery, limits)
+        if claim.state is ClaimState.REFUSED and self._expired(delivery, limits):
+            # it shall not wait for what it will not do; the lease keeps a copy from being dead-lettered as well
+            claim = self._claim(delivery, limits)
         verdict = self._decide(delivery, claim, NotStarted(), limits)
         if isinstance(verdict, Run):
             self.emit(events.Started(delivery.task_name, delivery.task_id, delivery.key, verdict.attempt, claim.fence, claim.takeover))
@@ -117,10 +123,17 @@ class Guard:
                 cls = type(error)
                 self._bury(delivery, verdict, ErrorReport(f"{cls.__module__}.{cls.__qualname__}", str(error)))
             if claim.state is ClaimState.CLAIMED:
-                self._give_up(delivery)
+                self._give_up(delivery, self._told(limits, NotStarted()))
         return verdict, claim
 
-    def _claim(self, delivery: Delivery) -> Claim:
+    def _expired(self, delivery: Delivery, limits: Limits) -> bool:
+        deadline = deadline_of(delivery, limits)
+        return deadline is not None and self.now() >= deadline
+
+    def _claim(self, delivery: Delivery, limits: Limits) -> Claim:
+        asked: dict[str, Any] = {}
+        if limits.resource is not None and not self._expired(delivery, limits):
+            asked["ask"] = Ask(limits.resource, delivery.travel.throttled)
         try:
             claim = self.store.claim(
                 delivery.key,
@@ -129,6 +142,7 @@ class Guard:
                 lease=self.lease,
                 owner=self.node,
                 attempts=delivery.travel.attempts,
+                **asked,
             )
         except StoreUnavailable as exc:
             self.emit(events.StoreFailed("claim", str(exc)))
@@ -215,8 +229,9 @@ class Guard:
             PublishFailed: the message must stay in its queue.
         """
         verdict = self._decide(delivery, claim, outcome, limits)
+        told = self._told(limits, outcome)
         if isinstance(verdict, Complete) and isinstance(outcome, Returned):
-            if self._complete(delivery, claim, outcome.value, retention):
+            if self._complete(delivery, claim, outcome.value, retention, told):
                 return verdict
             verdict = self._overtaken(delivery, claim, limits)
         elif isinstance(verdict, (DeadLetterNow, Fail)) and claim.state is ClaimState.CLAIMED and not self._still_held(delivery):
@@ -227,19 +242,19 @@ class Guard:
         report = error or ErrorReport()
         if isinstance(verdict, RetryIn):
             # The charge first: were the copy published first, a crash in between would leave two messages and no charge.
-            self._release(delivery, attempts=1)
+            self._release(delivery, told, attempts=1)
             self._retry(delivery, verdict, report)
         elif isinstance(verdict, DeadLetterNow):
             # The letter first: it may be written twice, but never not at all.
             self._bury(delivery, verdict, report)
-            self._give_up(delivery)
+            self._give_up(delivery, told)
         elif isinstance(verdict, HandBack):
-            self._release(delivery)
+            self._release(delivery, told)
             self._hand_back(delivery, verdict)
         elif isinstance(verdict, Fail):
-            self._give_up(delivery)
+            self._give_up(delivery, told)
         elif isinstance(verdict, PassThrough):
-            self._release(delivery, attempts=verdict.charge, drop=verdict.forget)
+            self._release(delivery, told, attempts=verdict.charge, drop=verdict.forget)
         return verdict
 
     def lost(self, delivery: Delivery, limits: Limits, report: ErrorReport) -> Verdict:
@@ -247,7 +262,7 @@ class Guard:
 
         A hand back is *not* carried out here: the caller returns the message itself to its queue at once.
         """
-        record = self._release(delivery, crashes=1)
+        record = self._release(delivery, self._told(limits, NotStarted()), crashes=1)
         if record is None:  # it had completed, or never claimed: nothing to charge
             return HandBack(0.0, "crashed")
         self.emit(events.Crashed(delivery.task_name, delivery.task_id, delivery.key, record.crashes))
@@ -256,12 +271,12 @@ class Guard:
         if isinstance(verdict, DeadLetterNow):
             self._bury(delivery, verdict, report)
         if isinstance(verdict, (DeadLetterNow, Fail)):
-            self._reset(delivery, None)
+            self._forget_charges(delivery)
         return verdict
 
     def overran(self, delivery: Delivery, limits: Limits, raised: Raised, report: ErrorReport) -> Verdict:
         """Settle a delivery that a hard time limit is about to kill (called in the worker's main process)."""
-        record = self._release(delivery, attempts=1)
+        record = self._release(delivery, self._told(limits, raised), attempts=1)
         attempts = record.attempts - 1 if record is not None else delivery.travel.attempts
         claim = Claim(ClaimState.CLAIMED, attempts=attempts, crashes=record.crashes if record else 0)
         verdict = self._decide(delivery, claim, raised, limits)
@@ -270,16 +285,16 @@ class Guard:
         elif isinstance(verdict, DeadLetterNow):
             self._bury(delivery, verdict, report)
         if isinstance(verdict, (DeadLetterNow, Fail)):
-            self._reset(delivery, None)
+            self._forget_charges(delivery)
         return verdict
 
-    def surrender(self, delivery: Delivery) -> None:
+    def surrender(self, delivery: Delivery, limits: Limits) -> None:
         """Give the lease of a delivery back that this worker will not finish, so that another starts at once."""
-        self._release(delivery)
+        self._release(delivery, self._told(limits, NotStarted()))
 
-    def hand_over(self, delivery: Delivery) -> None:
+    def hand_over(self, delivery: Delivery, limits: Limits) -> None:
         """Give the lease of a task back that another goes on with: without its charges, but with its recovery points."""
-        self._give_up(delivery)
+        self._give_up(delivery, self._told(limits, NotStarted()))
 
     def postpone(self, delivery: Delivery, seconds: float) -> None:
         """Let a message that is not due yet wait in the broker.
@@ -304,7 +319,21 @@ class Guard:
         answer = self._persist("renew", self.patience.release, lambda: self.store.renew([(delivery.key, delivery.holder)], self.lease))
         return answer is None or bool(answer[0])
 
-    def _complete(self, delivery: Delivery, claim: Claim, value: Any, retention: float) -> bool:
+    def tell(self, delivery: Delivery, limits: Limits, outcome: Outcome) -> None:
+        """Tell the task's resource how an execution went whose completion was committed with its effects."""
+        if limits.resource is None or not isinstance(self.store, ResourceStore):
+            return
+        told = Tell(limits.resource, effect_of(outcome), self.clock.fraction())
+        store = self.store
+        self._persist("tell", self.patience.release, lambda: store.tell(told, holder=delivery.holder))
+
+    def _told(self, limits: Limits, outcome: Outcome) -> dict[str, Tell]:
+        """Return what a call that settles says besides of the task's resource; a store that knows none is not told."""
+        if limits.resource is None:
+            return {}
+        return {"tell": Tell(limits.resource, effect_of(outcome), self.clock.fraction())}
+
+    def _complete(self, delivery: Delivery, claim: Claim, value: Any, retention: float, told: Mapping[str, Tell]) -> bool:
         result = self.codec.encode(value, delivery.task_id)
         done = self._persist(
             "complete",
@@ -316,6 +345,7 @@ class Guard:
                 fence=claim.fence,
                 result=result,
                 retention=retention,
+                **told,
             ),
         )
         if done is False:
@@ -326,20 +356,23 @@ class Guard:
             self.emit(events.Completed(delivery.task_name, delivery.task_id, delivery.key, attempt))
         return True
 
-    def _release(self, delivery: Delivery, *, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+    def _release(
+        self, delivery: Delivery, told: Mapping[str, Tell], *, attempts: int = 0, crashes: int = 0, drop: bool = False
+    ) -> Record | None:
         record: Record | None = self._persist(
             "release",
             self.patience.release,
-            lambda: self.store.release(delivery.key, holder=delivery.holder, attempts=attempts, crashes=crashes, drop=drop),
+            lambda: self.store.release(delivery.key, holder=delivery.holder, attempts=attempts, crashes=crashes, drop=drop, **told),
         )
         return record
 
-    def _give_up(self, delivery: Delivery) -> None:
+    def _give_up(self, delivery: Delivery, told: Mapping[str, Tell]) -> None:
         """Give the lease of a task that has failed for good back, and forget its charges: a replay starts afresh."""
-        self._reset(delivery, delivery.holder)
+        self._persist("reset", self.patience.release, lambda: self.store.reset(delivery.key, holder=delivery.holder, **told))
 
-    def _reset(self, delivery: Delivery, holder: str | None) -> None:
-        self._persist("reset", self.patience.release, lambda: self.store.reset(delivery.key, holder=holder))
+    def _forget_charges(self, delivery: Delivery) -> None:
+        """The same where the lease has been given back already."""
+        self._persist("reset", self.patience.release, lambda: self.store.reset(delivery.key, holder=None))
 
     def _persist(self, operation: str, patience: float, call: Callable[[], Any]) -> Any:
         """Call the store, again with backoff while it is away; None when patience ran out."""
@@ -366,7 +399,9 @@ class Guard:
                 wait = min(wait * 2, 5.0)
 
     def _retry(self, delivery: Delivery, verdict: RetryIn, report: ErrorReport) -> None:
-        travel = self._travelled(delivery).evolve(attempts=verdict.attempts, deferrals=0, waited=verdict.delay)
+        travel = self._travelled(delivery).evolve(
+            attempts=verdict.attempts, deferrals=0, waited=verdict.delay, throttled=verdict.throttled
+        )
         message = _copy(delivery, travel, retries=verdict.attempts)
         self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
         self.emit(

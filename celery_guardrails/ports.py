@@ -7,12 +7,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from .policy.breaker import Condition
 from .policy.classification import Classification
 from .policy.deadletter import DeathCertificate
 from .policy.delivery import RawMessage
 from .policy.lease import Claim, Record, StoredResult
+from .policy.resource import Ask, Resource, ResourceView, Tell
 
-__all__ = ["Broker", "Classifier", "Clock", "IdempotencyStore", "QueuedLetter", "ResultCodec", "Transaction", "TransactionalStore"]
+__all__ = [
+    "Broker",
+    "Classifier",
+    "Clock",
+    "IdempotencyStore",
+    "QueuedLetter",
+    "ResourceStore",
+    "ResultCodec",
+    "Transaction",
+    "TransactionalStore",
+]
 
 
 class Clock(Protocol):
@@ -34,18 +46,46 @@ class IdempotencyStore(Protocol):
     Every method raises :class:`~celery_guardrails.errors.StoreUnavailable` when the store does not answer, and
     nothing else. The store's own clock decides. A holder may repeat any call whose answer was lost.
     The semantics are the functions of :mod:`celery_guardrails.policy.lease`.
+
+    ``ask`` and ``tell`` are for the resource that the task calls, and come only to a store that is a :class:`ResourceStore`
+    too. What is asked and told belongs into the same step and the same round trip, where the store can do that.
     """
 
-    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
-        """Try to take the lease of ``key`` for ``lease`` seconds; ``attempts`` are those the message knows of."""
+    def claim(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        lease: float,
+        owner: str = "",
+        attempts: int = 0,
+        ask: Ask | None = None,
+    ) -> Claim:
+        """Try to take the lease of ``key`` for ``lease`` seconds; ``attempts`` are those the message knows of.
 
-    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
+        With ``ask`` the lease is only given if the resource lets the execution in; else the claim is refused and nothing changes.
+        """
+
+    def complete(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        fence: int,
+        result: StoredResult,
+        retention: float,
+        tell: Tell | None = None,
+    ) -> bool:
         """Mark completed and keep the record ``retention`` seconds; False when another holder has the key."""
 
-    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+    def release(
+        self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False, tell: Tell | None = None
+    ) -> Record | None:
         """Give the lease back and return the record as it then is; None where the lease was not this holder's, or dropped."""
 
-    def reset(self, key: str, *, holder: str | None = None) -> bool:
+    def reset(self, key: str, *, holder: str | None = None, tell: Tell | None = None) -> bool:
         """Forget the charges of a key that is given up but keep its steps; False where it is not this holder's (None: nobody's)."""
 
     def renew(self, leases: Iterable[tuple[str, str]], lease: float) -> list[bool]:
@@ -77,6 +117,27 @@ class IdempotencyStore(Protocol):
 
     def close(self) -> None:
         """Close connections."""
+
+
+@runtime_checkable
+class ResourceStore(Protocol):
+    """What a store has besides that keeps the state of resources for the fleet.
+
+    The semantics are the functions of :mod:`celery_guardrails.policy.resource`; slots are leases of their own. Every method
+    raises :class:`~celery_guardrails.errors.StoreUnavailable` when the store does not answer, and nothing else.
+    """
+
+    def tell(self, tell: Tell, *, holder: str) -> None:
+        """Tell a resource how an execution went, and give its slot back; a slot that was given back already is none."""
+
+    def hold(self, slots: Iterable[tuple[str, str]], lease: float) -> None:
+        """Extend many slots, given as (name of the resource, holder), in one call, and the probes that they are."""
+
+    def view(self, resources: Iterable[Resource]) -> list[ResourceView]:
+        """Return resources as they stand now, in the order given, in one call, changing nothing."""
+
+    def force(self, name: str, condition: Condition | None, seconds: float) -> None:
+        """Put a breaker open or closed for so many seconds; None leaves it to itself again."""
 
 
 class Transaction(Protocol):

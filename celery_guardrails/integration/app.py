@@ -14,25 +14,28 @@ from celery import Celery, _state
 from ..config import PREFIX, Settings
 from ..errors import GuardrailsConfigError
 from ..events import Event, Listener
-from ..guard import Guard, Patience
+from ..guard import Guard
+from ..policy.breaker import CircuitBreaker, Condition
+from ..policy.budget import RetryBudget, is_number
 from ..policy.classification import Classification
 from ..policy.classify import Classifier
 from ..policy.lease import Record
-from ..ports import Broker, Clock, IdempotencyStore, TransactionalStore
-from ..stores import hide_password, open_store
-from ..stores.codec import KombuCodec
-from .brokers import make_broker
+from ..policy.rate import Rate
+from ..policy.resource import Resource, ResourceView
+from ..policy.verdict import Limits
+from ..ports import Broker, Clock, IdempotencyStore, ResourceStore, TransactionalStore
+from ..stores import hide_password
 from .clock import SystemClock
+from .configuration import configured, confirm_publishes
 from .logs import log_event, logger
 from .options import TaskOptions
+from .parts import Parts
 
 if TYPE_CHECKING:
     from ..dead_letters.service import DeadLetters
 
 __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 
-#: The worker's main process must not block: its hub also answers heartbeats.
-_NO_PATIENCE = Patience(complete=0.0, release=0.0, publish=0.0)
 #: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
 _WORKER_STEPS = ("celery_guardrails.worker.drain:Drain",)
 _CONSUMER_STEPS = (
@@ -70,8 +73,9 @@ class Guardrails:
         self.clock: Clock = SystemClock()
         self._listeners: list[Listener] = [log_event]
         self._pending_rules: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._resources: tuple[int, _Resources] | None = None
-        self._inherited: list[_Resources] = []
+        self._opened: tuple[int, Parts] | None = None
+        self._declared: dict[str, Resource] = {}
+        self._inherited: list[Parts] = []
         self._store_hooks: list[Callable[[IdempotencyStore], None]] = []
         self._lock = threading.Lock()
         self._app: Celery | None = None
@@ -84,6 +88,7 @@ class Guardrails:
         if isinstance(present, Guardrails) and present is not self:
             # a task was defined first and attached the default: this one, given by hand, goes before it
             self._listeners.extend(listener for listener in present._listeners if listener not in self._listeners)
+            self._declared = {**present._declared, **self._declared}
             self.fallback_store = self.fallback_store or present.fallback_store
         self._app = app
         app.guardrails = self
@@ -95,7 +100,7 @@ class Guardrails:
             app.steps["worker"].update(_WORKER_STEPS)
             app.steps["consumer"].update(_CONSUMER_STEPS)
         install(app, lambda: self.settings)
-        _confirm_publishes(app)
+        confirm_publishes(app)
 
     @property
     def app(self) -> Celery:
@@ -113,7 +118,7 @@ class Guardrails:
         Raises:
             GuardrailsConfigError: naming the setting, the value and what is allowed.
         """
-        return Settings.from_mapping({**_configured(self.app), **self._overrides})
+        return Settings.from_mapping({**configured(self.app), **self._overrides})
 
     @cached_property
     def namespace(self) -> str:
@@ -141,16 +146,16 @@ class Guardrails:
     # -- parts, one set a process -----------------------------------------------------------------------------
 
     @property
-    def _parts(self) -> _Resources:
+    def _parts(self) -> Parts:
         pid = os.getpid()
-        parts = self._resources
+        parts = self._opened
         if parts is None or parts[0] != pid:  # connections must not be shared across a fork
             with self._lock:
-                parts = self._resources
+                parts = self._opened
                 if parts is None or parts[0] != pid:
                     if parts is not None:
                         self._inherited.append(parts[1])  # were they collected here, some drivers would end the parent's sessions
-                    parts = self._resources = (pid, _Resources(self))
+                    parts = self._opened = (pid, Parts(self, self._store_hooks))
         return parts[1]
 
     @property
@@ -199,6 +204,105 @@ class Guardrails:
         Classifier().rule(*args, **options)  # refuse a wrong rule here, where it is written
         self._pending_rules.append((args, options))
         return None
+
+    # -- resources --------------------------------------------------------------------------------------------
+
+    def resource(
+        self,
+        name: str,
+        *,
+        retry_budget: RetryBudget | None = RetryBudget(),  # noqa: B008 - frozen
+        breaker: CircuitBreaker | None = CircuitBreaker(),  # noqa: B008 - frozen
+        max_concurrency: int | None = None,
+        rate: Rate | str | float | None = None,
+    ) -> Resource:
+        """Declare something that tasks call, with the limits that the whole fleet keeps to through the store.
+
+        Tasks name it with ``@guarded_task(resource=name)``. What it does not let in waits in the broker and loses no attempt.
+
+        Args:
+            name: of the resource, at most 200 characters.
+            retry_budget: how many retries it is spared; None: as many as the tasks' policies want.
+            breaker: when it is left alone; None: never.
+            max_concurrency: executions at one time; a crashed one gives its slot back when its lease ends.
+            rate: executions that start a second: a number, or ``"100/s"``, ``"10/m"``, ``"5/h"``.
+
+        Returns:
+            What was declared.
+
+        Raises:
+            GuardrailsConfigError: an option is wrong, or the name is declared already with other options.
+        """
+        declared = Resource(name, retry_budget, breaker, max_concurrency, Rate.parse(rate))
+        if self._declared.setdefault(name, declared) != declared:
+            raise GuardrailsConfigError(f"resource {name!r} is declared already, with other options: {self._declared[name]!r}")
+        return declared
+
+    def resources(self) -> list[ResourceView]:
+        """Return the declared resources as they stand now in the fleet, by name.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+            GuardrailsConfigError: the store keeps no resources.
+        """
+        return self.resource_store.view([self._declared[name] for name in sorted(self._declared)])
+
+    def force(self, name: str, condition: str | None, seconds: float = 3600.0) -> None:
+        """Put the breaker of a resource ``"open"`` or ``"closed"`` for so many seconds; None leaves it to itself again.
+
+        Raises:
+            GuardrailsConfigError: there is no such resource or condition.
+            StoreUnavailable: the store did not answer.
+        """
+        if name not in self._declared:
+            raise GuardrailsConfigError(f"there is no resource {name!r}; declared are {', '.join(sorted(self._declared)) or 'none'}")
+        if condition not in (None, Condition.OPEN.value, Condition.CLOSED.value):
+            raise GuardrailsConfigError(f'resource {name!r}: condition = {condition!r}: "open", "closed" or None is allowed')
+        if not (is_number(seconds) and seconds > 0):
+            raise GuardrailsConfigError(f"resource {name!r}: seconds = {seconds!r}: a number above 0 is allowed")
+        self.resource_store.force(name, None if condition is None else Condition(condition), seconds)
+
+    @property
+    def resource_store(self) -> ResourceStore:
+        """The store, for resources.
+
+        Raises:
+            GuardrailsConfigError: it keeps none.
+        """
+        store = self.store
+        if not isinstance(store, ResourceStore):
+            raise GuardrailsConfigError(
+                f"guardrails_store = {hide_password(self.store_url)!r} keeps no resources (celery_guardrails.ports.ResourceStore): "
+                "use another store, or leave resource=… out"
+            )
+        return store
+
+    def limits_of(self, options: TaskOptions) -> Limits:
+        """Return what the policy needs to know of a task."""
+        if options.resource is None:
+            return options.limits(self.settings)
+        # a task that was defined after the worker had started: refused by no check, and better guarded than not
+        declared = self._declared.get(options.resource) or Resource(options.resource)
+        return options.limits(self.settings, declared)
+
+    def check_task(self, options: TaskOptions) -> None:
+        """Refuse a task that cannot run in this app; for a worker's start.
+
+        Raises:
+            GuardrailsConfigError: its resource is not declared, or the store cannot do what the task wants.
+        """
+        if options.atomic:
+            self.transactional(options)
+        if options.resource is None:
+            return
+        if options.resource not in self._declared:
+            raise GuardrailsConfigError(
+                f"{options.task}: resource = {options.resource!r} is not declared; declared are "
+                f"{', '.join(sorted(self._declared)) or 'none'}: add guardrails.resource({options.resource!r}) beside Guardrails(app)"
+            )
+        _ = self.resource_store
+
+    # -- idempotency keys -------------------------------------------------------------------------------------
 
     def lookup(self, key: str) -> Record | None:
         """Return the record of a key, or None.
@@ -260,8 +364,8 @@ class Guardrails:
     def on_store(self, hook: Callable[[IdempotencyStore], None]) -> None:
         """Call ``hook`` with the store when a process opens it, before its first use."""
         self._store_hooks.append(hook)
-        if self._resources is not None and self._resources[0] == os.getpid() and "store" in vars(self._resources[1]):
-            hook(self._resources[1].store)
+        if self._opened is not None and self._opened[0] == os.getpid() and "store" in vars(self._opened[1]):
+            hook(self._opened[1].store)
 
     def listen(self, listener: Listener) -> Listener:
         """Call ``listener`` with every event (:mod:`celery_guardrails.events`); usable as a decorator."""
@@ -275,63 +379,6 @@ class Guardrails:
                 listener(event)
             except Exception:  # noqa: BLE001 - a user's code may raise anything
                 logger.exception("a guardrails listener failed on %r", event)
-
-
-class _Resources:
-    """What one process opens, each on first use."""
-
-    def __init__(self, rails: Guardrails) -> None:
-        self._rails = rails
-
-    @cached_property
-    def store(self) -> IdempotencyStore:
-        store = open_store(self._rails.store_url, namespace=self._rails.namespace)
-        for hook in self._rails._store_hooks:
-            hook(store)
-        return store
-
-    @cached_property
-    def broker(self) -> Broker:
-        return make_broker(self._rails.app, self._rails.settings)
-
-    @cached_property
-    def codec(self) -> KombuCodec:
-        conf = self._rails.app.conf
-        accept = conf.result_accept_content or conf.accept_content
-        return KombuCodec(conf.result_serializer, list(accept), self._rails.settings.max_result_bytes, self._rails.emit)
-
-    def _guard(self, patience: Patience) -> Guard:
-        from celery.utils.nodenames import gethostname
-
-        from .mainstate import state
-
-        rails = self._rails
-        node = getattr(state.consumer, "hostname", None) or gethostname()
-        return Guard(
-            store=self.store,
-            broker=self.broker,
-            codec=self.codec,
-            clock=rails.clock,
-            emit=rails.emit,
-            lease=rails.settings.lease_seconds,
-            node=f"{node}/{os.getpid()}",
-            patience=patience,
-        )
-
-    @cached_property
-    def guard(self) -> Guard:
-        return self._guard(Patience())
-
-    @cached_property
-    def main_guard(self) -> Guard:
-        return self._guard(_NO_PATIENCE)
-
-    @cached_property
-    def dead_letters(self) -> DeadLetters:
-        from ..dead_letters.service import DeadLetters
-
-        rails = self._rails
-        return DeadLetters.for_app(rails.app, broker=self.broker, store=self.store, settings=rails.settings, clock=rails.clock)
 
 
 _attach_lock = threading.Lock()
@@ -354,38 +401,3 @@ def classify(exc: BaseException) -> Classification:
     app = _state.get_current_app()
     found = getattr(app, "guardrails", None)
     return found.classify(exc) if isinstance(found, Guardrails) else Classifier()(exc)
-
-
-def _configured(app: Celery) -> dict[str, Any]:
-    """Return the ``guardrails_*`` settings of an app, however its configuration spells them."""
-    conf = app.conf
-    found: dict[str, Any] = {}
-    for name in list(conf.keys()):
-        lowered = str(name).lower()
-        start = lowered.find(PREFIX)
-        if start < 0 or (start and not lowered[:start].endswith("_")):
-            continue
-        normal = lowered[start:]
-        try:
-            found[normal] = conf[normal]
-        except KeyError:  # another namespace's setting of that name
-            continue
-    return found
-
-
-def _confirm_publishes(app: Celery) -> None:
-    """Have RabbitMQ confirm what the app publishes: without it a lost retry or chain step is lost in silence."""
-
-    def configure(conf: Any) -> None:
-        options = dict(conf.broker_transport_options or {})
-        if "confirm_publish" not in options:
-            conf.broker_transport_options = {**options, "confirm_publish": True}
-
-    if app.configured:
-        configure(app.conf)
-        return
-
-    def once(source: Any = None, **_: Any) -> None:
-        configure(source)
-
-    app.on_after_configure.connect(once, weak=False)

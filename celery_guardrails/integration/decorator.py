@@ -52,6 +52,7 @@ def guarded_task(*args: Any, **options: Any) -> Any:
         dead_letter: False: fail as plain Celery does.
         atomic: True (or the name of the store's database): the body runs in a transaction of the database that holds
             the records, and its completion commits with it: exactly once. Only with a ``django://`` or ``sqlalchemy+…`` store.
+        resource: name of what the task calls, declared with :meth:`Guardrails.resource`.
         **options: every option of Celery's tasks.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 from ..config import Settings
 from ..errors import GuardrailsConfigError
 from ..policy.key import KeyTemplate, bind_arguments, fingerprint, make_key, template_fields
+from ..policy.resource import Resource
 from ..policy.retry import RetryPolicy
 from ..policy.verdict import Limits
 
@@ -18,7 +19,7 @@ __all__ = ["TaskOptions"]
 
 #: What a key may name beside the arguments; an argument of that name goes before it.
 _SPECIAL = frozenset({"task", "slot"})
-_LATER = ("resource", "max_queue_depth")
+_LATER = ("max_queue_depth",)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class TaskOptions:
     permanent: tuple[Any, ...] = ()
     dead_letter: bool = True
     atomic: bool | str = False
+    resource: str | None = None
 
     @classmethod
     def from_task(cls, task: Any) -> TaskOptions:
@@ -65,6 +67,7 @@ class TaskOptions:
             permanent=_errors(name, "permanent", task.permanent),
             dead_letter=task.dead_letter,
             atomic=task.atomic or False,
+            resource=task.resource,
         )
         options._check()
         return options
@@ -82,6 +85,8 @@ class TaskOptions:
             self._refuse("dead_letter", self.dead_letter, "True or False")
         if not isinstance(self.atomic, (bool, str)):
             self._refuse("atomic", self.atomic, "True, False or the name of a database")
+        if not (self.resource is None or (isinstance(self.resource, str) and self.resource)):
+            self._refuse("resource", self.resource, "None or the name of a resource, declared with guardrails.resource(...)")
         known = self._argument_names()
         if known is None:
             return
@@ -136,8 +141,8 @@ class TaskOptions:
             fields = {"task": self.task, **({} if slot is None else {"slot": slot}), **arguments}
         return make_key(self.key, fields, positional, kwargs), fingerprint(arguments, self.fingerprint)
 
-    def limits(self, settings: Settings) -> Limits:
-        """Return what the policy needs to know."""
+    def limits(self, settings: Settings, resource: Resource | None = None) -> Limits:
+        """Return what the policy needs to know; ``resource`` is what :attr:`resource` names."""
         return Limits(
             retry=self.retry,
             max_crashes=settings.max_crashes,
@@ -145,6 +150,7 @@ class TaskOptions:
             dead_letter=self.dead_letter,
             store_failure=settings.store_failure,
             busy_cap=settings.lease_seconds,
+            resource=resource,
         )
 
 

@@ -56,7 +56,7 @@ def remember(run: GuardedRun) -> None:
         return  # whoever has it runs the task again, and its replacement has the same id
     except StoreUnavailable as exc:
         logger.warning("%s[%s] is replaced, but if its message comes again it will be once more: %r", run.task.name, request.id, exc)
-    run.guard.hand_over(run.delivery)
+    run.guard.hand_over(run.delivery, run.limits)
 
 
 def predecessor(run: GuardedRun, claim: Claim) -> Predecessor | None:
@@ -82,7 +82,7 @@ def follow(run: GuardedRun, found: Predecessor) -> Any:
         DuplicateTask: ``on_duplicate="raise"``.
     """
     delivery = run.delivery
-    run.guard.hand_over(delivery)
+    run.guard.hand_over(delivery, run.limits)
     if found.task_id == delivery.task_id or run.limits.on_duplicate == "ignore":
         raise Ignore(f"{delivery.key!r} has been replaced, and goes on as its replacement")
     if run.limits.on_duplicate == "raise":

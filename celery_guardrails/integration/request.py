@@ -65,7 +65,11 @@ class GuardedRequest(Request):
 
     @property
     def _limits(self) -> Any:
-        return self._task.guard_options.limits(self._rails.settings)
+        return self._rails.limits_of(self._task.guard_options)
+
+    def surrender(self) -> None:
+        """Give the lease back of what this worker will not finish."""
+        self._rails.main_guard.surrender(self.delivery, self._limits)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """From now on this process renews the lease."""
@@ -93,7 +97,7 @@ class GuardedRequest(Request):
             exc = exc.exc
         if isinstance(exc, Terminated):
             super().on_failure(exc_info, send_failed_event, return_ok)
-            self._rails.main_guard.surrender(self.delivery)
+            self.surrender()
             return None
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
             return None if self._settled_here else self._overran(exc.args[0] if exc.args else 0)
@@ -111,7 +115,7 @@ class GuardedRequest(Request):
         task_ready(self)
         guard = self._rails.main_guard
         if state.killing:
-            guard.surrender(self.delivery)
+            self.surrender()
             self.reject(requeue=True)
             return
         try:

@@ -82,7 +82,7 @@ class GuardedRun:
         self.rails: Guardrails = task.guardrails
         self.guard = self.rails.guard
         self.options: TaskOptions = task.guard_options
-        self.limits = self.options.limits(self.rails.settings)
+        self.limits = self.rails.limits_of(self.options)
         self._steps: dict[str, tuple[bool, Any]] = {}
 
     @property
@@ -121,8 +121,8 @@ class GuardedRun:
                 if self.options.atomic and guarded:
                     return self._atomic(present, args, kwargs)
                 value = self.task._body(args, kwargs)
-        except Retry:
-            self._settle(claim, Resubmitted())
+        except Retry as exc:
+            self._settle(claim, Resubmitted(self._classify(exc.exc).kind if isinstance(exc.exc, Exception) else ""))
             raise
         except Ignore:
             self._ignored(claim, present, guarded)
@@ -192,6 +192,7 @@ class GuardedRun:
         else:
             attempt = attempt_number(self.delivery, self.claim)
             self.guard.emit(events.Completed(self.task.name, self.delivery.task_id, self.delivery.key, attempt))
+            self.guard.tell(self.delivery, self.limits, Returned(value))
         return value
 
     # -- carrying verdicts over -------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ class GuardedRun:
         except PublishFailed as exc:
             raise Reject(exc, requeue=True) from exc
         except SoftTimeLimitExceeded as exc:  # the body has not begun: the store kept us waiting
-            self.guard.surrender(self.delivery)
+            self.guard.surrender(self.delivery, self.limits)
             raise Reject(exc, requeue=True) from exc
         return answer
 
@@ -231,7 +232,7 @@ class GuardedRun:
         elif isinstance(exc, MemoryError):
             raised = Raised(Classification(RETRYABLE, rule="builtins.MemoryError"))
         else:
-            raised = Raised(self.rails.classify(exc, retryable=self.options.retryable, permanent=self.options.permanent))
+            raised = Raised(self._classify(exc))
         verdict = self._settle(claim, raised, exc)
         if isinstance(verdict, RetryIn):
             raise Retry(exc=exc, when=verdict.delay) from exc
@@ -239,6 +240,9 @@ class GuardedRun:
             raise self._overtaken() from exc
         if isinstance(exc, MemoryError):
             raise _OutOfMemory(repr(exc)) from exc
+
+    def _classify(self, exc: BaseException) -> Classification:
+        return self.rails.classify(exc, retryable=self.options.retryable, permanent=self.options.permanent)
 
     def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
         retention = self.retention
@@ -254,7 +258,7 @@ class GuardedRun:
             except SoftTimeLimitExceeded:  # raised anywhere, once; the body has ended, and every step may be repeated
                 return settle()
         except PublishFailed as failed:
-            self.guard.surrender(self.delivery)
+            self.guard.surrender(self.delivery, self.limits)
             raise Reject(failed, requeue=True) from failed
 
     def _refused(self, verdict: Verdict) -> Any:

@@ -53,6 +53,7 @@ class GuardMixin:
     permanent: Any = ()
     dead_letter = True
     atomic: bool | str = False
+    resource: str | None = None
 
     #: False on Celery's built-in tasks, which keep their own semantics.
     guarded = True

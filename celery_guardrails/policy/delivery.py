@@ -46,6 +46,7 @@ class Travel:
         waited: the last retry wait in seconds (for decorrelated jitter).
         origin: exchange and routing key of the first publish, kept while the message takes the way through a delay.
         slot: due time of the schedule that beat fired, where beat could not make the key itself.
+        throttled: the last attempt was told to slow down, so that its retry costs more of a budget.
     """
 
     key: str | None = None
@@ -58,6 +59,7 @@ class Travel:
     waited: float | None = None
     origin: tuple[str, str] | None = None
     slot: str | None = None
+    throttled: bool = False
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
@@ -82,6 +84,7 @@ class Travel:
             "waited": self.waited,
             "origin": list(self.origin) if self.origin else None,
             "slot": self.slot,
+            "throttled": self.throttled or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -121,6 +124,7 @@ _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "waited": ("waited", _number),
     "origin": ("origin", _pair),
     "slot": ("slot", _text),
+    "throttled": ("throttled", lambda value: value is True),
 }
 
 

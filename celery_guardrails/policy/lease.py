@@ -41,6 +41,8 @@ class ClaimState(str, Enum):
     BUSY = "busy"
     COMPLETED = "completed"
     CONFLICT = "conflict"
+    #: The key is free, but its resource let nobody in: nothing has changed.
+    REFUSED = "refused"
     UNAVAILABLE = "unavailable"
 
 
@@ -107,7 +109,8 @@ class Claim:
         attempts: attempts that the record remembers.
         crashes: holders of this key that vanished, the one taken over now included.
         takeover: the lease was taken from a holder that let it expire.
-        wait: seconds until the present lease ends (busy).
+        wait: seconds until the present lease ends (busy), or before the resource may be asked again (refused).
+        why: what of the resource there was none of (refused).
         result: of the completed key.
         steps: the recovery points that are done (claimed).
         now: unix time in seconds by the store's clock, which all workers share; None where the store did not say.
@@ -119,6 +122,7 @@ class Claim:
     crashes: int = 0
     takeover: bool = False
     wait: float = 0.0
+    why: str = ""
     result: StoredResult | None = None
     steps: Mapping[str, StoredResult] = field(default_factory=dict)
     now: float | None = field(default=None, compare=False)

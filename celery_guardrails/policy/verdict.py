@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from .classification import PERMANENT, POISON, Classification
+from .breaker import Effect
+from .classification import PERMANENT, POISON, RETRYABLE, THROTTLED, Classification
 from .delivery import Delivery
 from .lease import Claim, ClaimState, StoredResult
+from .resource import BREAKER, Resource
 from .retry import RetryPolicy
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "attempt_number",
     "decide",
     "deadline_of",
+    "effect_of",
 ]
 
 # -- what the body did ------------------------------------------------------------------------------------------
@@ -66,7 +69,12 @@ class Raised:
 
 @dataclass(frozen=True)
 class Resubmitted:
-    """The body called ``self.retry()``: a successor is published already, this attempt is charged."""
+    """The body called ``self.retry()``: a successor is published already, this attempt is charged.
+
+    ``kind`` is that of the error it was called for, where it was called for one.
+    """
+
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,7 @@ class RetryIn:
 
     delay: float
     attempts: int
+    throttled: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,7 @@ class Limits:
         dead_letter: whether failures are dead-lettered.
         store_failure: ``"defer"`` or ``"open"``.
         busy_cap: seconds, the longest wait before a held key is looked at again.
+        resource: what the task calls, or None.
     """
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -198,12 +208,17 @@ class Limits:
     dead_letter: bool = True
     store_failure: str = "defer"
     busy_cap: float = 60.0
+    resource: Resource | None = None
 
 
 #: Seconds before a message that found its store away is looked at again: first step and cap.
 STORE_BACKOFF = (1.0, 30.0)
 #: Seconds before a message that found its key held is looked at again, first step.
 BUSY_STEP = 0.5
+#: Seconds, the longest wait of a message that found no slot, token or room in the rate.
+RESOURCE_CAP = 10.0
+#: Seconds, the longest wait of a message that found a breaker open: an operator may close it before its time.
+OPEN_CAP = 30.0
 
 
 def attempt_number(delivery: Delivery, claim: Claim) -> int:
@@ -271,6 +286,8 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
     if claim.state is ClaimState.BUSY:
         step = _backoff(delivery, BUSY_STEP, limits.busy_cap, 1.0)
         return HandBack(min(claim.wait, step) + 0.25 * fraction, "held")
+    if claim.state is ClaimState.REFUSED:
+        return HandBack(_resource_wait(delivery, claim, fraction), claim.why)
     if claim.crashes >= limits.max_crashes:
         return _dead(delivery, claim, limits, "poison", charged=0)
     if deadline is not None and now >= deadline:
@@ -289,7 +306,7 @@ def _failed(delivery: Delivery, claim: Claim, outcome: Raised, limits: Limits, n
     deadline = deadline_of(delivery, limits)
     if deadline is not None and now + delay >= deadline:
         return _dead(delivery, claim, limits, "deadline")
-    return RetryIn(delay, attempts=attempt)
+    return RetryIn(delay, attempts=attempt, throttled=kind == THROTTLED)
 
 
 def _dead(delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, charged: int = 1, crashes: int | None = None) -> Verdict:
@@ -303,3 +320,23 @@ def _backoff(delivery: Delivery, step: float, cap: float, fraction: float) -> fl
     """Exponential in the times handed back, between half and the whole of the step."""
     whole = float(min(cap, step * 2.0 ** min(delivery.travel.deferrals, 30)))
     return whole / 2 + whole / 2 * fraction
+
+
+def _resource_wait(delivery: Delivery, claim: Claim, fraction: float) -> float:
+    """How long a message waits that its resource did not let in.
+
+    Behind an open breaker all wait for one moment, which is known; they come back spread over half as long again. Who
+    found no slot, token or room in the rate asks again after growing times: how many others ask, nobody knows.
+    """
+    if claim.why == BREAKER:
+        wait = min(claim.wait, OPEN_CAP)
+        return wait + max(1.0, wait / 2) * fraction
+    return min(claim.wait, OPEN_CAP) + _backoff(delivery, BUSY_STEP, RESOURCE_CAP, fraction)
+
+
+def effect_of(outcome: Outcome) -> Effect:
+    """Return what the end of an execution says of the resource that it called: only retryable failures count against it."""
+    if isinstance(outcome, Returned):
+        return Effect.SUCCESS
+    kind = outcome.classification.kind if isinstance(outcome, Raised) else outcome.kind if isinstance(outcome, Resubmitted) else ""
+    return Effect.FAILURE if kind == RETRYABLE else Effect.NEUTRAL

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ..policy import lease as transitions
-from ..policy.lease import Claim, Record, RecordState, StoredResult
+from ..policy.breaker import Condition
+from ..policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+from ..policy.occupancy import Occupancy, is_first, refused
+from ..policy.resource import Ask, Resource, ResourceView, Tell
 from . import STEPS_SECONDS
 
 __all__ = ["MemoryStore"]
@@ -28,6 +31,7 @@ class MemoryStore:
 
     def __init__(self, *, memory: float = 86400.0, now: Callable[[], float] = time.time) -> None:
         self._records: dict[str, tuple[Record, float]] = {}
+        self._resources: dict[str, Occupancy] = {}
         self._lock = threading.Lock()
         self._memory = memory
         self._now = now
@@ -37,7 +41,17 @@ class MemoryStore:
         """Return a new, empty store; the URL says nothing but ``memory://``."""
         return cls(memory=memory)
 
-    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
+    def claim(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        lease: float,
+        owner: str = "",
+        attempts: int = 0,
+        ask: Ask | None = None,
+    ) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         with self._lock:
             record, claim = transitions.claim(
@@ -49,31 +63,50 @@ class MemoryStore:
                 owner=owner,
                 attempts=attempts,
             )
+            if ask is not None and claim.state is ClaimState.CLAIMED:
+                refused = self._enter(ask, holder, claim, lease)
+                if refused is not None:
+                    return refused
             if record.state is RecordState.LEASED:
                 self._put(key, record, self._kept(record) + lease)
             return claim
 
-    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
+    def complete(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        fence: int,
+        result: StoredResult,
+        retention: float,
+        tell: Tell | None = None,
+    ) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         with self._lock:
+            self._leave(tell, holder)
             before = self._get(key)
             record, done = transitions.complete(before, holder=holder, fingerprint=fingerprint, fence=fence, result=result, now=self._now())
             if done and record is not before:
                 self._put(key, record, retention)
             return done
 
-    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+    def release(
+        self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False, tell: Tell | None = None
+    ) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         with self._lock:
+            self._leave(tell, holder)
             record, done = transitions.release(self._get(key), holder=holder, attempts=attempts, crashes=crashes, drop=drop)
             if not done:
                 return None
             self._put(key, record, self._kept(record))
             return record
 
-    def reset(self, key: str, *, holder: str | None = None) -> bool:
+    def reset(self, key: str, *, holder: str | None = None, tell: Tell | None = None) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         with self._lock:
+            self._leave(tell, holder or "")
             record, done = transitions.reset(self._get(key), holder=holder)
             if done:
                 self._put(key, record, self._kept(record))
@@ -135,6 +168,46 @@ class MemoryStore:
             for key in over:
                 del self._records[key]
             return len(over)
+
+    # -- resources --------------------------------------------------------------------------------------------
+
+    def _enter(self, ask: Ask, holder: str, claim: Claim, lease: float) -> Claim | None:
+        """Let the holder into its resource; the answer to its claim where it must wait."""
+        now, name = self._now(), ask.resource.name
+        occupancy, refusal = self._occupancy(name).enter(ask, holder=holder, first=is_first(claim), lease=lease, now=now)
+        self._resources[name] = occupancy
+        return None if refusal is None else refused(claim, refusal)
+
+    def _leave(self, tell: Tell | None, holder: str) -> None:
+        if tell is not None:
+            name = tell.resource.name
+            self._resources[name] = self._occupancy(name).leave(tell, holder=holder, now=self._now())
+
+    def _occupancy(self, name: str) -> Occupancy:
+        return self._resources.get(name) or Occupancy()
+
+    def tell(self, tell: Tell, *, holder: str) -> None:
+        """See :class:`~celery_guardrails.ports.ResourceStore`."""
+        with self._lock:
+            self._leave(tell, holder)
+
+    def hold(self, slots: Iterable[tuple[str, str]], lease: float) -> None:
+        """See :class:`~celery_guardrails.ports.ResourceStore`."""
+        with self._lock:
+            for name, holder in slots:
+                self._resources[name] = self._occupancy(name).hold(holder, lease=lease, now=self._now())
+
+    def view(self, resources: Iterable[Resource]) -> list[ResourceView]:
+        """See :class:`~celery_guardrails.ports.ResourceStore`."""
+        with self._lock:
+            return [self._occupancy(resource.name).view(resource, self._now()) for resource in resources]
+
+    def force(self, name: str, condition: Condition | None, seconds: float) -> None:
+        """See :class:`~celery_guardrails.ports.ResourceStore`."""
+        with self._lock:
+            self._resources[name] = self._occupancy(name).force(condition, seconds, self._now())
+
+    # -- the rest ---------------------------------------------------------------------------------------------
 
     def now(self) -> float:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""

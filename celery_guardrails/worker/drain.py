@@ -34,8 +34,8 @@ class Drain(bootsteps.Step):
         self._rails = ensure_guardrails(w.app)
         _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
         for task in list(w.app.tasks.values()):
-            if getattr(task, "atomic", False) and getattr(task, "guarded", False):
-                self._rails.transactional(task.guard_options)
+            if getattr(task, "guarded", False):
+                self._rails.check_task(task.guard_options)
         self._told = threading.Event()
         self._over = threading.Event()
         stopping.reset()
@@ -69,7 +69,7 @@ class Drain(bootsteps.Step):
         state.live.clear()
         for request in left:
             if not request.acknowledged:
-                self._rails.main_guard.surrender(request.delivery)
+                request.surrender()
 
     def _at_exit(self) -> None:
         """A cold shutdown sends no ``worker_shutdown`` (celery/worker/worker.py, ``terminate``)."""

@@ -255,7 +255,7 @@ class Worker(Host):
         self.settings = Settings(lease_seconds=LEASE, max_crashes=fleet.limits.max_crashes)
         self.guard = self._guard(Patience(complete=LEASE * 4, release=1.0, publish=1.0))
         self.main_guard = self._guard(Patience(complete=0.0, release=0.0, publish=0.0))
-        options = SimpleNamespace(limits=lambda _: fleet.limits, retention=None, retryable=(), permanent=(), atomic=fleet.atomic)
+        options = SimpleNamespace(retention=None, retryable=(), permanent=(), atomic=fleet.atomic)
         self.task = SimpleNamespace(name="work", guardrails=self, guard_options=options, _body=self._body)
 
     def _guard(self, patience: Patience) -> Guard:
@@ -277,6 +277,9 @@ class Worker(Host):
 
     def transactional(self, _: Any) -> StoreLink:
         return self.store
+
+    def limits_of(self, _: Any) -> Limits:
+        return self.fleet.limits
 
     def emit(self, event: events.Event) -> None:
         if isinstance(event, events.StoreFailed) and event.operation == "complete":

@@ -290,7 +290,7 @@ def database(task, bench) -> OneDatabase:
     store = bench.store = OneDatabase(bench)
     type(task).atomic = True
     type(task)._guard_options = TaskOptions.from_task(type(task))
-    task.guardrails._resources[1].store = store
+    task.guardrails._opened[1].store = store
     bench.guard.store = store
     return store
 
@@ -346,7 +346,7 @@ def test_a_commit_that_failed_is_a_failure_of_the_task(task, bench, database):
 def test_atomic_with_a_store_that_cannot_names_the_setting(task, bench):
     type(task).atomic = True
     type(task)._guard_options = TaskOptions.from_task(type(task))
-    task.guardrails._resources[1].store = bench.store
+    task.guardrails._opened[1].store = bench.store
     with pytest.raises(GuardrailsConfigError, match="running.task: atomic = True .*guardrails_store = 'memory://'"):
         task.apply_async()
     type(task).atomic = False

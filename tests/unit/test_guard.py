@@ -375,7 +375,7 @@ def test_celerys_own_exceptions_give_the_lease_back(bench: Bench) -> None:
 def test_surrendering_lets_another_start_at_once(bench: Bench) -> None:
     delivery = bench.delivery("a")
     bench.guard.admit(delivery, LIMITS)
-    bench.guard.surrender(delivery)
+    bench.guard.surrender(delivery, LIMITS)
     verdict, claim = bench.guard.admit(bench.delivery("b"), LIMITS)
     assert isinstance(verdict, Run)
     assert (claim.crashes, claim.attempts, claim.takeover) == (0, 0, False)

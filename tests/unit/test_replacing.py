@@ -32,7 +32,7 @@ def app(bench: Bench) -> Celery:
     class Parts:
         guard = bench.guard
 
-    rails._resources = (os.getpid(), Parts())  # type: ignore[assignment]
+    rails._opened = (os.getpid(), Parts())  # type: ignore[assignment]
     app.backend.client.cache.clear()  # Celery keeps it for all apps of a process
     return app
 

@@ -32,7 +32,7 @@ def task(bench: Bench) -> Any:
     class Parts:
         guard = bench.guard
 
-    rails._resources = (os.getpid(), Parts())  # type: ignore[assignment]
+    rails._opened = (os.getpid(), Parts())  # type: ignore[assignment]
     state: dict[str, Any] = {"todo": lambda: "value"}
 
     @app.task(base=GuardedTask, name="running.task", permanent=(KeyError,), shared=False)

@@ -10,7 +10,9 @@ from redis.exceptions import RedisError
 
 from ...errors import StoreUnavailable
 from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+from ...policy.resource import Ask, Tell
 from .cluster import Cluster
+from .resources import RedisResources
 from .runner import FAILURES, Runner
 from .server import Server
 from .urls import Mode, parse
@@ -26,7 +28,7 @@ _LONG = {short: long for long, short in _SHORT.items()}
 _LEASED = (b"\x99\x01", b"\x9a\x01")
 
 
-class RedisStore:
+class RedisStore(RedisResources):
     """One key of Redis per idempotency key; each method is one Lua script and one round trip.
 
     Args:
@@ -37,6 +39,7 @@ class RedisStore:
 
     def __init__(self, runner: Runner, *, namespace: str, memory: float = 86400.0) -> None:
         self._runner = runner
+        self._namespace = namespace
         self._prefix = f"{namespace}:guard:"
         self._memory = _milliseconds(memory)
 
@@ -56,34 +59,41 @@ class RedisStore:
             raise ValueError(str(exc)) from exc
         return cls(runner, namespace=namespace, memory=memory)
 
-    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
+    def claim(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        lease: float,
+        owner: str = "",
+        attempts: int = 0,
+        ask: Ask | None = None,
+    ) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        answer = self._run("claim", key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts)
-        more: Sequence[bytes] = ()
-        if not isinstance(answer, bytes):
-            answer, *more = answer
-        state, *words = answer.split()
-        now = int(words[-1]) / 1000
-        if state == b"claimed":
-            return Claim(
-                ClaimState.CLAIMED,
-                fence=int(words[0]),
-                attempts=int(words[1]),
-                crashes=int(words[2]),
-                takeover=words[3] == b"1",
-                steps=_steps(more) if more else {},
-                now=now,
-            )
-        if state == b"busy":
-            return Claim(ClaimState.BUSY, wait=int(words[0]) / 1000, attempts=int(words[1]), crashes=int(words[2]), now=now)
-        if state == b"completed":
-            return Claim(ClaimState.COMPLETED, fence=int(words[0]), result=_result(*more), now=now)
-        return Claim(ClaimState.CONFLICT, now=now)
+        words = (key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts)
+        if ask is None:
+            return _claimed(self._run("claim", *words))
+        if self._runner.together:
+            return _claimed(self._run("claim+", *words, *self._asked(ask)))
+        return self._enter(_claimed(self._run("claim", *words)), ask, key=key, holder=holder, lease=lease)
 
-    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
+    def complete(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        fence: int,
+        result: StoredResult,
+        retention: float,
+        tell: Tell | None = None,
+    ) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        answer = self._run(
+        answer = self._settle(
             "complete",
+            tell,
+            holder,
             key,
             holder,
             fingerprint or "",
@@ -96,9 +106,11 @@ class RedisStore:
         )
         return bool(answer)
 
-    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+    def release(
+        self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False, tell: Tell | None = None
+    ) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        answer = self._run("release", key, holder, attempts, crashes, int(drop), self._memory)
+        answer = self._settle("release", tell, holder, key, holder, attempts, crashes, int(drop), self._memory)
         if not answer:
             return None
         return Record(
@@ -109,9 +121,17 @@ class RedisStore:
             steps=_steps(answer[4:]),
         )
 
-    def reset(self, key: str, *, holder: str | None = None) -> bool:
+    def reset(self, key: str, *, holder: str | None = None, tell: Tell | None = None) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        return bool(self._run("reset", key, holder or "", self._memory))
+        return bool(self._settle("reset", tell, holder or "", key, holder or "", self._memory))
+
+    def _settle(self, name: str, tell: Tell | None, holder: str, key: str, *args: Any) -> Any:
+        if tell is None:
+            return self._run(name, key, *args)
+        if self._runner.together:
+            return self._run(f"{name}+", key, *args, *self._told(tell))
+        self.tell(tell, holder=holder)
+        return self._run(name, key, *args)
 
     def save_step(self, key: str, *, holder: str, name: str, value: StoredResult) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -186,6 +206,34 @@ class RedisStore:
             return call()
         except FAILURES as exc:
             raise _unavailable(exc) from exc
+
+
+def _claimed(answer: Any) -> Claim:
+    """Read what ``claim.lua`` answers."""
+    more: Sequence[bytes] = ()
+    if not isinstance(answer, bytes):
+        answer, *more = answer
+    state, *words = answer.split()
+    now = int(words[-1]) / 1000
+    if state == b"claimed":
+        return Claim(
+            ClaimState.CLAIMED,
+            fence=int(words[0]),
+            attempts=int(words[1]),
+            crashes=int(words[2]),
+            takeover=words[3] == b"1",
+            steps=_steps(more) if more else {},
+            now=now,
+        )
+    if state == b"busy":
+        return Claim(ClaimState.BUSY, wait=int(words[0]) / 1000, attempts=int(words[1]), crashes=int(words[2]), now=now)
+    if state == b"completed":
+        return Claim(ClaimState.COMPLETED, fence=int(words[0]), result=_result(*more), now=now)
+    if state == b"refused":
+        return Claim(
+            ClaimState.REFUSED, why=words[0].decode(), wait=int(words[1]) / 1000, attempts=int(words[2]), crashes=int(words[3]), now=now
+        )
+    return Claim(ClaimState.CONFLICT, now=now)
 
 
 def _unavailable(exc: BaseException) -> StoreUnavailable:

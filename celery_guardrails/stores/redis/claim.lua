@@ -1,11 +1,19 @@
 -- KEYS: record. ARGV: holder, fingerprint, lease_ms, memory_ms, owner, attempts known to the message.
 -- Answers 'claimed fence attempts crashes takeover now_ms', or {that, steps...} | 'busy wait_ms attempts crashes now_ms'
---       | {'completed fence now_ms', task_id, content_type, content_encoding, data} | 'conflict now_ms'.
+--       | {'completed fence now_ms', task_id, content_type, content_encoding, data} | 'conflict now_ms'
+--       | 'refused why wait_ms attempts crashes now_ms' where the resource let nobody in.
 -- One string where there is no more to say: it is the answer to nearly every claim, and quick to read.
 local holder, fingerprint, lease, memory, owner = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local known = tonumber(ARGV[6])
 local r = load(KEYS[1])
+local function refused(attempts, crashes)
+  local why, wait = enter(holder, attempts == 0 and crashes == 0, lease)
+  if why then return words('refused', why, int(wait), attempts, crashes, int(now)) end
+  return nil
+end
 if not r then
+  local answer = refused(known, 0)
+  if answer then return answer end
   save(KEYS[1], {LEASED, fingerprint, now_us, known, 0, holder, now + lease, now, owner}, memory + lease)
   return words('claimed', int(now_us), known, 0, 0, int(now))
 end
@@ -19,6 +27,8 @@ end
 local crashes, takeover = r[5], 0
 if r[1] == LEASED then
   if r[6] == holder then
+    local answer = refused(r[4], r[5])
+    if answer then return answer end
     r[7] = now + lease
     save(KEYS[1], r, memory + lease)
     return claimed(r[3], r[4], r[5], 0)
@@ -29,6 +39,8 @@ if r[1] == LEASED then
 end
 local fence = math.max(r[3] + 1, now_us)
 local attempts = math.max(known, r[4])
+local answer = refused(attempts, crashes)
+if answer then return answer end
 if fingerprint == '' then fingerprint = r[2] end
 save(KEYS[1], {LEASED, fingerprint, fence, attempts, crashes, holder, now + lease, now, owner, r[10]}, memory + lease)
 return claimed(fence, attempts, crashes, takeover)

@@ -67,6 +67,8 @@ class Cluster:
         connect: returns a client of redis-py that has found the nodes.
     """
 
+    together = False
+
     def __init__(self, connect: Callable[[], RedisCluster]) -> None:
         self._connect = connect
         self._texts = script_texts()

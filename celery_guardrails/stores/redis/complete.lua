@@ -1,6 +1,7 @@
 -- KEYS: record. ARGV: holder, fingerprint, fence, retention_ms, task_id, content_type, content_encoding, data.
 -- Answers 1, or 0 where another holder has the key.
 local holder, fingerprint, fence = ARGV[1], ARGV[2], tonumber(ARGV[3])
+leave(holder)
 local r = load(KEYS[1])
 if r then
   if r[1] == COMPLETED then

@@ -1,5 +1,6 @@
 -- KEYS: record. ARGV: holder, attempts to charge, crashes to charge, drop (1 or 0), memory_ms.
 -- Answers {attempts, crashes, fence, fingerprint, steps...}, or an empty list where the lease is not the holder's or was dropped.
+leave(ARGV[1])
 local r = load(KEYS[1])
 if not r or r[1] ~= LEASED or r[6] ~= ARGV[1] then return {} end
 if ARGV[4] == '1' then

@@ -1,5 +1,6 @@
 -- KEYS: record. ARGV: holder or '' for a key that nobody holds, memory_ms.
 -- Answers 1, or 0 where the key is not this holder's (nobody's).
+leave(ARGV[1])
 local r = load(KEYS[1])
 if not r then return 0 end
 local held = ARGV[1] ~= '' and r[1] == LEASED and r[6] == ARGV[1]

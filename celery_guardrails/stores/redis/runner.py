@@ -18,12 +18,21 @@ FAILURES = (RedisError, RedisClusterException, OSError)
 #: A record's name and its first two bytes; None where they could not be read, because the record is moving.
 Head = tuple[bytes, "bytes | None"]
 
-#: Name of a script → its parts.
+#: Name of a script → its parts; those with a + have a resource as well.
 _SCRIPTS = {
-    "claim": ("record", "claim"),
-    "complete": ("record", "complete"),
-    "release": ("record", "release"),
-    "reset": ("record", "reset"),
+    "claim": ("record", "apart", "claim"),
+    "complete": ("record", "apart", "complete"),
+    "release": ("record", "apart", "release"),
+    "reset": ("record", "apart", "reset"),
+    "claim+": ("record", "resource", "claim"),
+    "complete+": ("record", "resource", "complete"),
+    "release+": ("record", "resource", "release"),
+    "reset+": ("record", "resource", "reset"),
+    "enter": ("record", "resource", "enter"),
+    "leave": ("record", "resource", "leave"),
+    "hold": ("record", "resource", "hold"),
+    "force": ("record", "resource", "force"),
+    "state": ("record", "resource", "state"),
     "renew": ("record", "renew"),
     "step": ("record", "step"),
     "lookup": ("record", "fields", "lookup"),
@@ -33,6 +42,9 @@ _SCRIPTS = {
 
 class Runner(Protocol):
     """Runs scripts, each on one key. Every method raises one of :data:`FAILURES` where it gets no answer."""
+
+    #: Whether a script may touch keys besides its own: not where they may lie on another node.
+    together: bool
 
     def run(self, name: str, key: str, *args: Any) -> Any:
         """Return what a script answers."""

@@ -40,6 +40,8 @@ class Server:
         service: the sentinels' name for it.
     """
 
+    together = True
+
     def __init__(self, client: redis.Redis, sentinel: Sentinel | None = None, service: str = "") -> None:
         self._client = client
         self._sentinel = sentinel

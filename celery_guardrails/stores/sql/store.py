@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 from ...errors import StoreUnavailable
 from ...policy import lease as transitions
 from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+from ...policy.resource import Ask, Tell
 from .. import STEPS_SECONDS
 from . import table
 from .dialects import Dialect
+from .resources import SqlResources
 from .table import NAMES, TABLE, Row
 
 __all__ = ["Answer", "Execute", "SqlStore", "SqlTransaction"]
@@ -43,7 +45,7 @@ class Answer:
 Execute = Callable[[str, Mapping[str, Any]], Answer]
 
 
-class SqlStore(abc.ABC):
+class SqlStore(SqlResources, abc.ABC):
     """Leases and completion records in a table (:mod:`.table`); a subclass brings the connection.
 
     Every change is read, made by the pure functions of :mod:`celery_guardrails.policy.lease`, and written back on the
@@ -74,9 +76,22 @@ class SqlStore(abc.ABC):
 
     # -- one key ----------------------------------------------------------------------------------------------
 
-    def claim(self, key: str, *, holder: str, fingerprint: str | None, lease: float, owner: str = "", attempts: int = 0) -> Claim:
+    def claim(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        lease: float,
+        owner: str = "",
+        attempts: int = 0,
+        ask: Ask | None = None,
+    ) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        claim = self._claim(key, holder, fingerprint, lease, owner, attempts)
+        return claim if ask is None else self._enter(claim, ask, key=key, holder=holder, lease=lease)
 
+    def _claim(self, key: str, holder: str, fingerprint: str | None, lease: float, owner: str, attempts: int) -> Claim:
         def change(record: Record | None, now: float) -> tuple[Record | None, Claim, float]:
             taken, claim = transitions.claim(
                 record, holder=holder, fingerprint=fingerprint, lease=lease, now=now, owner=owner, attempts=attempts
@@ -103,8 +118,20 @@ class SqlStore(abc.ABC):
             return Claim(ClaimState.CLAIMED, fence=row.record.fence, attempts=attempts, now=now / 1e6)
         return self._change(key, change, (row, now / 1e6), afresh=True)
 
-    def complete(self, key: str, *, holder: str, fingerprint: str | None, fence: int, result: StoredResult, retention: float) -> bool:
+    def complete(
+        self,
+        key: str,
+        *,
+        holder: str,
+        fingerprint: str | None,
+        fence: int,
+        result: StoredResult,
+        retention: float,
+        tell: Tell | None = None,
+    ) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        if tell is not None:
+            self.tell(tell, holder=holder)
         return self._complete(self._execute, "", key, holder, fingerprint, fence, result, retention)
 
     def _complete(
@@ -140,8 +167,12 @@ class SqlStore(abc.ABC):
 
         return self._change(key, change, execute=execute, lock=lock)
 
-    def release(self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> Record | None:
+    def release(
+        self, key: str, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False, tell: Tell | None = None
+    ) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        if tell is not None:
+            self.tell(tell, holder=holder)
 
         def change(record: Record | None, now: float) -> tuple[Record | None, Record | None, float]:
             left, done = transitions.release(record, holder=holder, attempts=attempts, crashes=crashes, drop=drop)
@@ -149,8 +180,10 @@ class SqlStore(abc.ABC):
 
         return self._change(key, change)
 
-    def reset(self, key: str, *, holder: str | None = None) -> bool:
+    def reset(self, key: str, *, holder: str | None = None, tell: Tell | None = None) -> bool:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
+        if tell is not None:
+            self.tell(tell, holder=holder or "")
 
         def change(record: Record | None, now: float) -> tuple[Record | None, bool, float]:
             left, done = transitions.reset(record, holder=holder)

@@ -1,0 +1,92 @@
+"""What the package opens in one process: store, broker, engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..guard import Guard, Patience
+from ..ports import Broker, IdempotencyStore
+from ..stores import open_store
+from ..stores.codec import KombuCodec
+from .brokers import make_broker
+
+if TYPE_CHECKING:
+    from ..dead_letters.service import DeadLetters
+    from .app import Guardrails
+
+__all__ = ["Parts"]
+
+#: The worker's main process must not block: its hub also answers heartbeats.
+_NO_PATIENCE = Patience(complete=0.0, release=0.0, publish=0.0)
+
+
+class Parts:
+    """What one process opens, each on first use.
+
+    Args:
+        rails: whose settings say what.
+        hooks: called with the store before its first use.
+    """
+
+    def __init__(self, rails: Guardrails, hooks: Iterable[Callable[[IdempotencyStore], None]]) -> None:
+        self._rails = rails
+        self._hooks = hooks
+
+    @cached_property
+    def store(self) -> IdempotencyStore:
+        """Leases and records."""
+        store = open_store(self._rails.store_url, namespace=self._rails.namespace)
+        for hook in self._hooks:
+            hook(store)
+        return store
+
+    @cached_property
+    def broker(self) -> Broker:
+        """Delayed messages and dead letters."""
+        return make_broker(self._rails.app, self._rails.settings)
+
+    @cached_property
+    def codec(self) -> KombuCodec:
+        """Results, as the result backend has them."""
+        conf = self._rails.app.conf
+        accept = conf.result_accept_content or conf.accept_content
+        return KombuCodec(conf.result_serializer, list(accept), self._rails.settings.max_result_bytes, self._rails.emit)
+
+    def _guard(self, patience: Patience) -> Guard:
+        from celery.utils.nodenames import gethostname
+
+        from .mainstate import state
+
+        rails = self._rails
+        node = getattr(state.consumer, "hostname", None) or gethostname()
+        return Guard(
+            store=self.store,
+            broker=self.broker,
+            codec=self.codec,
+            clock=rails.clock,
+            emit=rails.emit,
+            lease=rails.settings.lease_seconds,
+            node=f"{node}/{os.getpid()}",
+            patience=patience,
+        )
+
+    @cached_property
+    def guard(self) -> Guard:
+        """The engine for the process that runs tasks."""
+        return self._guard(Patience())
+
+    @cached_property
+    def main_guard(self) -> Guard:
+        """The engine for the worker's main process: never waits."""
+        return self._guard(_NO_PATIENCE)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """The service behind the commands."""
+        from ..dead_letters.service import DeadLetters
+
+        rails = self._rails
+        return DeadLetters.for_app(rails.app, broker=self.broker, store=self.store, settings=rails.settings, clock=rails.clock)

@@ -1,0 +1,129 @@
+-- What celery_guardrails.policy.occupancy says, in Lua. A resource is two keys of one slot:
+--   a string, a msgpack array: {opened, until, since, passed, probe, probe_until, forced, forced_until, arrival,
+--                               calls x3, failures x3, firsts x3, spent x3}; a window is start, current, previous
+--   a sorted set of its slots: holder by the end of its lease
+-- The last five of ARGV: name of the string, name of the set, cost of a retry or effect, fraction for the jitter, settings.
+-- Times are milliseconds, the server's own.
+local STATE, SLOTS, WORD, FRACTION = ARGV[#ARGV - 4], ARGV[#ARGV - 3], ARGV[#ARGV - 2], tonumber(ARGV[#ARGV - 1])
+local OPENED, UNTIL, SINCE, PASSED, PROBE, PROBE_UNTIL, FORCED, FORCED_UNTIL, ARRIVAL = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local CALLS, FAILURES, FIRSTS, SPENT = 10, 13, 16, 19
+local PROBE_WAIT, FIRSTS_FIRST, ASK_AGAIN, JITTER = 1000, 2000, 500, 0.25
+local KEPT = 864000000 -- ten days, and as long as an operator's word lasts
+local numbers = {}
+for word in string.gmatch(ARGV[#ARGV], '%S+') do numbers[#numbers + 1] = tonumber(word) end
+local breaks, failure_rate, min_calls, breaker_window, open_for, max_open, probes = unpack(numbers, 1, 7)
+local budgeted, ratio, floor, budget_window, most, per_ms, burst = unpack(numbers, 8, 14)
+local function load_state()
+  local raw = redis.call('GET', STATE)
+  if raw then return cmsgpack.unpack(raw) end
+  return {0, 0, 0, 0, '', 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+end
+local function save_state(s)
+  redis.call('SET', STATE, cmsgpack.pack(s), 'PX', KEPT + math.max(0, math.ceil(s[FORCED_UNTIL] - now)))
+end
+local function roll(s, at, length)
+  local passed = math.floor((now - s[at]) / length)
+  if passed == 1 then
+    s[at], s[at + 1], s[at + 2] = s[at] + length, 0, s[at + 1]
+  elseif passed > 1 then
+    s[at], s[at + 1], s[at + 2] = now, 0, 0
+  end
+end
+local function count(s, at, length)
+  roll(s, at, length)
+  return s[at + 1] + s[at + 2] * (1 - math.min(1, math.max(0, now - s[at]) / length))
+end
+local function add(s, at, amount, length)
+  roll(s, at, length)
+  s[at + 1] = s[at + 1] + amount
+end
+local function override(s)
+  if s[FORCED] ~= '' and now < s[FORCED_UNTIL] then return s[FORCED] end
+  return nil
+end
+local function condition(s)
+  return override(s) or (s[OPENED] == 0 and 'closed') or (now < s[UNTIL] and 'open') or 'half-open'
+end
+local function breaker_wait(s, holder, first)
+  local found = condition(s)
+  if found == 'closed' then return 0 end
+  if found == 'open' then
+    if override(s) then return s[FORCED_UNTIL] - now end
+    return s[UNTIL] - now
+  end
+  if s[PROBE] ~= '' and s[PROBE] ~= holder and now < s[PROBE_UNTIL] then return PROBE_WAIT end
+  if first then return 0 end
+  return math.max(0, s[UNTIL] + FIRSTS_FIRST - now)
+end
+local function open(s, times)
+  s[OPENED], s[PASSED] = times, 0
+  s[UNTIL] = now + math.min(max_open, open_for * 2 ^ math.min(times - 1, 30)) * (1 + JITTER * FRACTION)
+end
+-- Answers nil, or why not and for how many milliseconds.
+local function enter(holder, first, lease)
+  local s = load_state()
+  redis.call('ZREMRANGEBYSCORE', SLOTS, '-inf', now)
+  if not redis.call('ZSCORE', SLOTS, holder) then
+    if breaks == 1 then
+      local wait = breaker_wait(s, holder, first)
+      if wait > 0 then return 'breaker', wait end
+    end
+    if budgeted == 1 and not first then
+      local cost = tonumber(WORD)
+      local allowance = math.max(ratio * count(s, FIRSTS, budget_window), floor * budget_window / 1000)
+      if count(s, SPENT, budget_window) + math.min(cost, allowance) > allowance then return 'budget', ASK_AGAIN end
+    end
+    if most > 0 and redis.call('ZCARD', SLOTS) >= most then return 'slots', ASK_AGAIN end
+    if per_ms > 0 then
+      local wait = s[ARRIVAL] - (burst - 1) / per_ms - now
+      if wait > 0 then return 'rate', wait end
+      s[ARRIVAL] = math.max(s[ARRIVAL], now) + 1 / per_ms
+    end
+    if breaks == 1 and condition(s) == 'half-open' then s[PROBE], s[PROBE_UNTIL] = holder, now + lease end
+    if budgeted == 1 then
+      if first then add(s, FIRSTS, 1, budget_window) else add(s, SPENT, tonumber(WORD), budget_window) end
+    end
+    save_state(s)
+  end
+  redis.call('ZADD', SLOTS, now + lease, holder)
+  redis.call('PEXPIRE', SLOTS, KEPT)
+  return nil
+end
+local function told(s, effect, probing)
+  if s[OPENED] ~= 0 then
+    if not probing then return end
+    if effect == 'failure' then
+      open(s, s[OPENED] + 1)
+    elseif s[PASSED] + 1 < probes then
+      s[PASSED] = s[PASSED] + 1
+    else
+      for at = 1, ARRIVAL - 1 do s[at] = 0 end
+      for at = CALLS, CALLS + 5 do s[at] = 0 end
+      s[SINCE], s[PROBE], s[FORCED] = now, '', ''
+    end
+    return
+  end
+  add(s, CALLS, 1, breaker_window)
+  local calls = count(s, CALLS, breaker_window)
+  if effect ~= 'failure' then return end
+  add(s, FAILURES, 1, breaker_window)
+  if calls >= min_calls and count(s, FAILURES, breaker_window) >= failure_rate * calls then
+    for at = CALLS, CALLS + 5 do s[at] = 0 end
+    s[SINCE], s[FORCED], s[FORCED_UNTIL] = now, '', 0
+    open(s, 1)
+  end
+end
+local function leave(holder)
+  local slot = redis.call('ZSCORE', SLOTS, holder)
+  if not slot then return end
+  redis.call('ZREM', SLOTS, holder)
+  if breaks ~= 1 then return end
+  local effect = WORD
+  if tonumber(slot) <= now then effect = 'neutral' end
+  local s = load_state()
+  local probing = holder ~= '' and s[PROBE] == holder
+  if probing then s[PROBE], s[PROBE_UNTIL] = '', 0 end
+  local silent = effect == 'neutral' or override(s)
+  if not silent then told(s, effect, probing) end
+  if probing or not silent then save_state(s) end
+end

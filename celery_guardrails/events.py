@@ -9,6 +9,7 @@ from typing import Union
 from .policy.deadletter import DeathCertificate
 
 __all__ = [
+    "BreakerMoved",
     "Completed",
     "Crashed",
     "DeadLettered",
@@ -107,6 +108,16 @@ class LeaseTaken:
 
 
 @dataclass(frozen=True)
+class BreakerMoved:
+    """A worker has noticed that the breaker of a resource is in another condition (unix time in seconds in ``until``)."""
+
+    resource: str
+    condition: str
+    forced: bool
+    until: float
+
+
+@dataclass(frozen=True)
 class ResultNotKept:
     """The result could not be kept with the completion record."""
 
@@ -122,5 +133,17 @@ class StoreFailed:
     error: str
 
 
-Event = Union[Started, Completed, Replayed, Retrying, HandedBack, DeadLettered, Crashed, LeaseTaken, ResultNotKept, StoreFailed]
+Event = Union[
+    Started,
+    Completed,
+    Replayed,
+    Retrying,
+    HandedBack,
+    DeadLettered,
+    Crashed,
+    LeaseTaken,
+    BreakerMoved,
+    ResultNotKept,
+    StoreFailed,
+]
 Listener = Callable[[Event], None]

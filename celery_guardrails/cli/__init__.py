@@ -13,6 +13,7 @@ import click
 from . import keys
 from .base import Command, GetApp
 from .letters import dead_letters
+from .resources import resources
 
 __all__ = ["GetApp", "commands", "guardrails"]
 
@@ -21,10 +22,10 @@ _C = TypeVar("_C", bound=click.Command)
 
 @click.group("guardrails")
 def guardrails(**_preload_options: Any) -> None:
-    """Dead letters and idempotency keys."""
+    """Dead letters, idempotency keys and resources."""
 
 
-for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease):
+for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources):
     guardrails.add_command(_command)
 
 

@@ -12,7 +12,7 @@ from ..errors import GuardrailsConfigError
 from ..policy.deadletter import REASONS
 from .letter import DeadLetter
 
-__all__ = ["Filter", "parse_time"]
+__all__ = ["Filter", "parse_span", "parse_time"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _AGO = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[smhdw])(?:\s+ago)?\s*", re.IGNORECASE)
@@ -116,6 +116,18 @@ def parse_time(option: str, text: str | None, now: float) -> float | None:
     except ValueError:
         raise _refused(option, text, _TIME_ALLOWED) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def parse_span(option: str, text: str) -> float:
+    """Return the seconds of a text such as ``30s``, ``15m``, ``2h``, ``3d``, ``1w``.
+
+    Raises:
+        GuardrailsConfigError: it is none.
+    """
+    found = _AGO.fullmatch(text)
+    if found is None or not float(found["number"]):
+        raise _refused(option, text, "a time such as 30s, 15m, 2h, 3d, 1w")
+    return float(found["number"]) * _UNITS[found["unit"].lower()]
 
 
 def _names(error: str, pattern: str) -> bool:

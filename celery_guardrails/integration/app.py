@@ -42,6 +42,7 @@ _CONSUMER_STEPS = (
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
     "celery_guardrails.worker.renewal:Renewal",
+    "celery_guardrails.worker.pausing:Pausing",
     "celery_guardrails.worker.pruning:Pruning",
     "celery_guardrails.worker.lost_children:LostChildren",
     "celery_guardrails.worker.delayed:DelayedPump",

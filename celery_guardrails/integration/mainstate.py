@@ -15,11 +15,13 @@ class MainState:
     Args:
         live: holder → request, from the moment a pool process takes it; the renewal prunes what has ended.
         consumer: the worker's consumer while it is connected.
+        serves: queue → resources (None: a task without one) of the guarded tasks that came from it.
         killing: the drain time is over, children are killed by us: nobody is charged.
     """
 
     live: dict[str, Any] = field(default_factory=dict)
     consumer: Any = None
+    serves: dict[str, set[str | None]] = field(default_factory=dict)
     killing: bool = False
 
     @property

@@ -50,8 +50,15 @@ class GuardedRequest(Request):
             holder=new_holder(),
             first=self._rails.main_guard.now(),
         )
+        state.serves.setdefault(self.delivery.queue, set()).add(self.resource)
         # Pickled in one piece with the body that Celery sends along: the bytes travel once.
         self._request_dict[DELIVERY_FIELD] = self.delivery
+
+    @property
+    def resource(self) -> str | None:
+        """Name of the resource that the task calls, or None."""
+        name: str | None = self._task.guard_options.resource
+        return name
 
     def _identify(self) -> tuple[str | None, str | None]:
         travel = self._request_dict.get(TRAVEL_HEADER)

@@ -63,11 +63,19 @@ class Resource:
 
 @dataclass(frozen=True)
 class ResourceState:
-    """What a store remembers of a resource, besides who has a slot of it."""
+    """What a store remembers of a resource, besides who has a slot of it.
+
+    Args:
+        breaker: of the resource.
+        budget: of its retries.
+        arrival: unix time in seconds at which the next call is due by the rate.
+        entered: executions that were let in since the state was first kept.
+    """
 
     breaker: BreakerState = field(default_factory=BreakerState)
     budget: BudgetState = field(default_factory=BudgetState)
     arrival: float = 0.0
+    entered: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def ask(
         if wait > 0:
             return state, Refusal(RATE, wait)
         arrival = resource.rate.called(arrival, now)
-    return ResourceState(breaker, budget, arrival), None
+    return ResourceState(breaker, budget, arrival, state.entered + 1), None
 
 
 def tell(state: ResourceState, told: Tell, *, holder: str, now: float) -> ResourceState:
@@ -179,6 +187,7 @@ class ResourceView:
         free: calls that the rate allows at once, or None.
         wait: seconds before a first attempt could begin; 0 where it could now.
         why: what it would wait for.
+        entered: executions that were let in so far.
         probing: an execution probes a half-open breaker right now.
     """
 
@@ -195,6 +204,7 @@ class ResourceView:
     free: float | None = None
     wait: float = 0.0
     why: str = ""
+    entered: int = 0
     probing: bool = False
 
 
@@ -218,5 +228,6 @@ def view(resource: Resource, state: ResourceState, *, running: int, now: float) 
         free=None if resource.rate is None else resource.rate.free(state.arrival, now),
         wait=refusal.wait if refusal is not None else 0.0,
         why=refusal.why if refusal is not None else "",
+        entered=state.entered,
         probing=condition is Condition.HALF_OPEN and bool(breaker.probe) and now < breaker.probe_until,
     )

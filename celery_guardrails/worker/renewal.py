@@ -66,10 +66,16 @@ class Renewal(bootsteps.StartStopStep):
             for (_, holder), held in zip(leases, guard.store.renew(leases, lease), strict=True):
                 if not held:  # overtaken, or it has not begun or has ended meanwhile: the child finds out which
                     overtaken.mark(holder)
+            self._hold_slots(lease)
             guard.skew = guard.store.now() - guard.clock.now()
         finally:
             visibility = self._extend_visibility()
         return min(lease, visibility) / 3
+
+    def _hold_slots(self, lease: float) -> None:
+        slots = [(request.resource, holder) for holder, request in list(state.live.items()) if request.resource is not None]
+        if slots:
+            self._rails.resource_store.hold(slots, lease)
 
     def _prune(self) -> None:
         for holder, request in list(state.live.items()):

@@ -1,12 +1,12 @@
 -- What celery_guardrails.policy.occupancy says, in Lua. A resource is two keys of one slot:
 --   a string, a msgpack array: {opened, until, since, passed, probe, probe_until, forced, forced_until, arrival,
---                               calls x3, failures x3, firsts x3, spent x3}; a window is start, current, previous
+--                               calls x3, failures x3, firsts x3, spent x3, entered}; a window is start, current, previous
 --   a sorted set of its slots: holder by the end of its lease
 -- The last five of ARGV: name of the string, name of the set, cost of a retry or effect, fraction for the jitter, settings.
 -- Times are milliseconds, the server's own.
 local STATE, SLOTS, WORD, FRACTION = ARGV[#ARGV - 4], ARGV[#ARGV - 3], ARGV[#ARGV - 2], tonumber(ARGV[#ARGV - 1])
 local OPENED, UNTIL, SINCE, PASSED, PROBE, PROBE_UNTIL, FORCED, FORCED_UNTIL, ARRIVAL = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local CALLS, FAILURES, FIRSTS, SPENT = 10, 13, 16, 19
+local CALLS, FAILURES, FIRSTS, SPENT, ENTERED = 10, 13, 16, 19, 22
 local PROBE_WAIT, FIRSTS_FIRST, ASK_AGAIN, JITTER = 1000, 2000, 500, 0.25
 local KEPT = 864000000 -- ten days, and as long as an operator's word lasts
 local numbers = {}
@@ -16,7 +16,7 @@ local budgeted, ratio, floor, budget_window, most, per_ms, burst = unpack(number
 local function load_state()
   local raw = redis.call('GET', STATE)
   if raw then return cmsgpack.unpack(raw) end
-  return {0, 0, 0, 0, '', 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+  return {0, 0, 0, 0, '', 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 end
 local function save_state(s)
   redis.call('SET', STATE, cmsgpack.pack(s), 'PX', KEPT + math.max(0, math.ceil(s[FORCED_UNTIL] - now)))
@@ -83,6 +83,7 @@ local function enter(holder, first, lease)
     if budgeted == 1 then
       if first then add(s, FIRSTS, 1, budget_window) else add(s, SPENT, tonumber(WORD), budget_window) end
     end
+    s[ENTERED] = s[ENTERED] + 1
     save_state(s)
   end
   redis.call('ZADD', SLOTS, now + lease, holder)

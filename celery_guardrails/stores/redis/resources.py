@@ -125,5 +125,5 @@ def _view(resource: Resource, answer: Sequence[bytes]) -> ResourceView:
         calls,
         failures,
     )
-    state = ResourceState(breaker, BudgetState(firsts, spent), arrival / 1000)
+    state = ResourceState(breaker, BudgetState(firsts, spent), arrival / 1000, int(counts[12]))
     return view(resource, state, running=int(running), now=int(now) / 1000)

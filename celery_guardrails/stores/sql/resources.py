@@ -104,6 +104,7 @@ def _read(record: Record | None) -> Occupancy:
         ),
         BudgetState(Window(*budget["firsts"]), Window(*budget["spent"])),
         kept["arrival"],
+        kept["entered"],
     )
     return Occupancy(state, kept["slots"])
 
@@ -115,6 +116,7 @@ def _written(occupancy: Occupancy) -> Record:
         "breaker": {**vars(state.breaker), **windows},
         "budget": {name: tuple(vars(value).values()) for name, value in vars(state.budget).items()},
         "arrival": state.arrival,
+        "entered": state.entered,
         "slots": dict(occupancy.slots),
     }
     return Record(steps={_STEP: StoredResult("application/json", "utf-8", json.dumps(kept).encode())})

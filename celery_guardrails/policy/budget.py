@@ -69,6 +69,8 @@ class RetryBudget:
 class BudgetState:
     """What was paid in and taken out.
 
+    Both are counted in the same buckets: were what was spent to fade sooner than what paid for it, it would be spent again.
+
     Args:
         firsts: first attempts.
         spent: tokens that retries took.
@@ -92,8 +94,11 @@ class BudgetState:
 
     def paid(self, budget: RetryBudget, now: float) -> BudgetState:
         """Return the state after a first attempt."""
-        return BudgetState(self.firsts.add(1.0, now, budget.window), self.spent)
+        return self._counted(1.0, 0.0, budget.window, now)
 
     def taken(self, budget: RetryBudget, cost: float, now: float) -> BudgetState:
         """Return the state after a retry."""
-        return BudgetState(self.firsts, self.spent.add(cost, now, budget.window))
+        return self._counted(0.0, cost, budget.window, now)
+
+    def _counted(self, firsts: float, spent: float, window: float, now: float) -> BudgetState:
+        return BudgetState(self.firsts.add(firsts, now, window), self.spent.add(spent, now, window))

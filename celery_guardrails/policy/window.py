@@ -29,10 +29,11 @@ class Window:
     def at(self, now: float, length: float) -> Window:
         """Return the buckets as they stand at a moment, for a window of ``length`` seconds."""
         passed = int((now - self.start) // length)
-        if passed <= 0:  # a clock that went back moves nothing
+        if -1 <= passed <= 0:  # a clock that went back a little moves nothing
             return self
         if passed == 1:
             return Window(self.start + length, 0.0, self.current)
+        # by more than a window: what was counted would stand until the clock is there again, with no end to its growth
         return Window(now, 0.0, 0.0)
 
     def count(self, now: float, length: float) -> float:

@@ -19,6 +19,8 @@ __all__ = ["BreakerState", "CircuitBreaker", "Condition", "Effect"]
 PROBE_WAIT = 1.0
 #: Seconds for which a half-open breaker keeps its probes for first attempts: as a probe a retry is an extra call, they are not.
 FIRSTS_FIRST = 2.0
+#: The longest that one waits whom an operator keeps out: he may change his mind long before the end that he gave.
+FORCED_WAIT = 30.0
 #: A breaker stays open longer by up to this part, so that the breakers of many resources do not probe in step.
 _JITTER = 0.25
 
@@ -87,7 +89,7 @@ class BreakerState:
     Args:
         opened: times in a row that it has opened; 0 while it is closed.
         until: unix time in seconds from which on it is half-open.
-        since: unix time in seconds at which it opened or closed.
+        since: unix time in seconds at which it last opened or closed.
         passed: probes that succeeded since it was half-open.
         probe: holder of the execution that probes, or empty.
         probe_until: unix time in seconds at which that execution's lease ends.
@@ -119,7 +121,8 @@ class BreakerState:
             return override
         if not self.opened:
             return Condition.CLOSED
-        return Condition.OPEN if now < self.until else Condition.HALF_OPEN
+        # a clock that was set back says nothing of how long it has been open: a probe does
+        return Condition.OPEN if self.since <= now < self.until else Condition.HALF_OPEN
 
     def wait(self, holder: str, *, first: bool, now: float) -> float:
         """Return the seconds before an execution may ask again; 0 where it may call, in a half-open breaker as the probe."""
@@ -127,10 +130,10 @@ class BreakerState:
         if condition is Condition.CLOSED:
             return 0.0
         if condition is Condition.OPEN:
-            return (self.until if self.override(now) is None else self.forced_until) - now
+            return self.until - now if self.override(now) is None else min(self.forced_until - now, FORCED_WAIT)
         if self.probe not in ("", holder) and now < self.probe_until:
             return PROBE_WAIT
-        return 0.0 if first else max(0.0, self.until + FIRSTS_FIRST - now)
+        return 0.0 if first or now < self.since else max(0.0, self.until + FIRSTS_FIRST - now)
 
     def entered(self, holder: str, *, lease: float, now: float) -> BreakerState:
         """Return the state with an execution let through, as the probe where it is one."""
@@ -169,7 +172,7 @@ class BreakerState:
     def _probed(self, breaker: CircuitBreaker, effect: Effect, fraction: float, now: float) -> BreakerState:
         if effect is Effect.FAILURE:
             opened = self.opened + 1
-            return replace(self, opened=opened, until=now + breaker.open_for(opened, fraction), passed=0)
+            return BreakerState(opened=opened, until=now + breaker.open_for(opened, fraction), since=now)
         if self.passed + 1 < breaker.probes:
             return replace(self, passed=self.passed + 1)
         return BreakerState(since=now)

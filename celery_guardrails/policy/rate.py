@@ -12,6 +12,8 @@ __all__ = ["Rate"]
 
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*([smh]))?\s*")
+#: Seconds that nobody need wait for: sums of unix times in double precision are off by a part of it.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,17 @@ class Rate:
 
     def wait(self, arrival: float, now: float) -> float:
         """Return the seconds before a call conforms; 0 where it does now."""
-        return max(0.0, arrival - (self.burst - 1.0) / self.per_second - now)
+        wait = self._standing(arrival, now) - (self.burst - 1.0) / self.per_second - now
+        return wait if wait > _ROUNDING else 0.0
 
     def called(self, arrival: float, now: float) -> float:
         """Return the theoretical arrival time after a call."""
-        return max(arrival, now) + 1.0 / self.per_second
+        return max(self._standing(arrival, now), now) + 1.0 / self.per_second
 
     def free(self, arrival: float, now: float) -> float:
         """Return the calls that may come at once."""
-        return self.burst - max(0.0, arrival - now) * self.per_second
+        return max(0.0, self.burst - max(0.0, self._standing(arrival, now) - now) * self.per_second)
+
+    def _standing(self, arrival: float, now: float) -> float:
+        """Return an arrival time, unless it is one that this rate cannot have led to: a clock was set back, or a deploy has raised it."""
+        return arrival if arrival - now <= 2.0 * self.burst / self.per_second + 1.0 else now

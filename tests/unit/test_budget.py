@@ -170,6 +170,8 @@ def test_the_edges_are_allowed() -> None:
     RetryBudget(ratio=1)
 
 
-@pytest.mark.parametrize(("value", "is_one"), [(0, True), (1.5, True), (10**400, True), (-1, False), (True, False), ("1", False), (None, False)])
+@pytest.mark.parametrize(
+    ("value", "is_one"), [(0, True), (1.5, True), (10**400, True), (-1, False), (True, False), ("1", False), (None, False)]
+)
 def test_what_a_number_is(value: object, is_one: bool) -> None:
     assert is_number(value) is is_one

@@ -19,8 +19,6 @@ __all__ = ["BreakerState", "CircuitBreaker", "Condition", "Effect"]
 PROBE_WAIT = 1.0
 #: Seconds for which a half-open breaker keeps its probes for first attempts: as a probe a retry is an extra call, they are not.
 FIRSTS_FIRST = 2.0
-#: The longest that one waits whom an operator keeps out: he may change his mind long before the end that he gave.
-FORCED_WAIT = 30.0
 #: A breaker stays open longer by up to this part, so that the breakers of many resources do not probe in step.
 _JITTER = 0.25
 
@@ -130,7 +128,7 @@ class BreakerState:
         if condition is Condition.CLOSED:
             return 0.0
         if condition is Condition.OPEN:
-            return self.until - now if self.override(now) is None else min(self.forced_until - now, FORCED_WAIT)
+            return (self.until if self.override(now) is None else self.forced_until) - now
         if self.probe not in ("", holder) and now < self.probe_until:
             return PROBE_WAIT
         return 0.0 if first or now < self.since else max(0.0, self.until + FIRSTS_FIRST - now)
@@ -172,7 +170,7 @@ class BreakerState:
     def _probed(self, breaker: CircuitBreaker, effect: Effect, fraction: float, now: float) -> BreakerState:
         if effect is Effect.FAILURE:
             opened = self.opened + 1
-            return BreakerState(opened=opened, until=now + breaker.open_for(opened, fraction), since=now)
+            return replace(self, opened=opened, until=now + breaker.open_for(opened, fraction), since=now, passed=0)
         if self.passed + 1 < breaker.probes:
             return replace(self, passed=self.passed + 1)
         return BreakerState(since=now)

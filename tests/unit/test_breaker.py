@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_guardrails.errors import GuardrailsConfigError
-from celery_guardrails.policy.breaker import FIRSTS_FIRST, FORCED_WAIT, PROBE_WAIT, BreakerState, CircuitBreaker, Condition, Effect
+from celery_guardrails.policy.breaker import FIRSTS_FIRST, PROBE_WAIT, BreakerState, CircuitBreaker, Condition, Effect
 
 START = 1_700_000_000.0
 LEASE = 60.0
@@ -36,6 +36,11 @@ def opened(now: float = START) -> BreakerState:
 def probing(holder: str = "p", now: float = START + 5.0) -> BreakerState:
     """Return one that opened at the start, and is probed."""
     return opened().entered(holder, lease=LEASE, now=now)
+
+
+def test_how_long_one_waits_for_a_probe_and_for_first_attempts() -> None:
+    assert (PROBE_WAIT, FIRSTS_FIRST) == (1.0, 2.0)
+    assert CircuitBreaker(failure_rate=0.5, min_calls=10, window=10.0, open_seconds=5.0, max_open_seconds=30.0, probes=2) == BREAKER
 
 
 # -- closed → open --------------------------------------------------------------------------------------------------
@@ -221,12 +226,6 @@ def test_forced_open_it_lets_nobody_in_until_the_order_expires() -> None:
     assert state.wait("h", first=True, now=START + 20.0) == 0.0
 
 
-def test_nobody_waits_for_the_end_of_a_long_order_that_may_be_lifted_before() -> None:
-    state = BreakerState().put(OPEN, START + 86400.0)
-    assert state.wait("h", first=True, now=START) == FORCED_WAIT
-    assert state.put(None, 0.0).wait("h", first=True, now=START + FORCED_WAIT) == 0.0
-
-
 def test_forced_closed_everybody_may_call_whatever_comes_of_it() -> None:
     state = opened().put(CLOSED, START + 60.0)
     assert state.wait("retry", first=False, now=START) == 0.0
@@ -280,6 +279,11 @@ def test_whatever_happens_the_next_wait_is_bounded(events: list[tuple[float, str
         if not wait:
             state = state.entered(holder, lease=LEASE, now=now).told(breaker, holder, effect, fraction=fraction, now=now)
         assert state.opened or state.condition(now) is CLOSED
+
+
+def test_one_that_opened_this_very_moment_is_open() -> None:
+    assert opened().condition(START) is OPEN
+    assert opened().wait("retry", first=False, now=START) == 5.0
 
 
 def test_an_old_state_is_read_under_settings_that_have_changed() -> None:

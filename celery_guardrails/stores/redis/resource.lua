@@ -7,7 +7,7 @@
 local STATE, SLOTS, WORD, FRACTION = ARGV[#ARGV - 4], ARGV[#ARGV - 3], ARGV[#ARGV - 2], tonumber(ARGV[#ARGV - 1])
 local OPENED, UNTIL, SINCE, PASSED, PROBE, PROBE_UNTIL, FORCED, FORCED_UNTIL, ARRIVAL = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local CALLS, FAILURES, FIRSTS, SPENT, ENTERED = 10, 13, 16, 19, 22
-local PROBE_WAIT, FIRSTS_FIRST, ASK_AGAIN, JITTER = 1000, 2000, 500, 0.25
+local PROBE_WAIT, FIRSTS_FIRST, ASK_AGAIN, JITTER, ROUNDING = 1000, 2000, 500, 0.25, 0.1
 local KEPT = 864000000 -- ten days, and as long as an operator's word lasts
 local numbers = {}
 for word in string.gmatch(ARGV[#ARGV], '%S+') do numbers[#numbers + 1] = tonumber(word) end
@@ -25,7 +25,7 @@ local function roll(s, at, length)
   local passed = math.floor((now - s[at]) / length)
   if passed == 1 then
     s[at], s[at + 1], s[at + 2] = s[at] + length, 0, s[at + 1]
-  elseif passed > 1 then
+  elseif passed > 1 or passed < -1 then
     s[at], s[at + 1], s[at + 2] = now, 0, 0
   end
 end
@@ -42,7 +42,7 @@ local function override(s)
   return nil
 end
 local function condition(s)
-  return override(s) or (s[OPENED] == 0 and 'closed') or (now < s[UNTIL] and 'open') or 'half-open'
+  return override(s) or (s[OPENED] == 0 and 'closed') or (s[SINCE] <= now and now < s[UNTIL] and 'open') or 'half-open'
 end
 local function breaker_wait(s, holder, first)
   local found = condition(s)
@@ -52,11 +52,11 @@ local function breaker_wait(s, holder, first)
     return s[UNTIL] - now
   end
   if s[PROBE] ~= '' and s[PROBE] ~= holder and now < s[PROBE_UNTIL] then return PROBE_WAIT end
-  if first then return 0 end
+  if first or now < s[SINCE] then return 0 end
   return math.max(0, s[UNTIL] + FIRSTS_FIRST - now)
 end
 local function open(s, times)
-  s[OPENED], s[PASSED] = times, 0
+  s[OPENED], s[PASSED], s[SINCE] = times, 0, now
   s[UNTIL] = now + math.min(max_open, open_for * 2 ^ math.min(times - 1, 30)) * (1 + JITTER * FRACTION)
 end
 -- Answers nil, or why not and for how many milliseconds.
@@ -75,13 +75,16 @@ local function enter(holder, first, lease)
     end
     if most > 0 and redis.call('ZCARD', SLOTS) >= most then return 'slots', ASK_AGAIN end
     if per_ms > 0 then
-      local wait = s[ARRIVAL] - (burst - 1) / per_ms - now
-      if wait > 0 then return 'rate', wait end
-      s[ARRIVAL] = math.max(s[ARRIVAL], now) + 1 / per_ms
+      local arrival = s[ARRIVAL]
+      if arrival - now > 2 * burst / per_ms + 1000 then arrival = now end
+      local wait = arrival - (burst - 1) / per_ms - now
+      if wait > ROUNDING then return 'rate', wait end
+      s[ARRIVAL] = math.max(arrival, now) + 1 / per_ms
     end
     if breaks == 1 and condition(s) == 'half-open' then s[PROBE], s[PROBE_UNTIL] = holder, now + lease end
     if budgeted == 1 then
-      if first then add(s, FIRSTS, 1, budget_window) else add(s, SPENT, tonumber(WORD), budget_window) end
+      add(s, FIRSTS, first and 1 or 0, budget_window)
+      add(s, SPENT, first and 0 or tonumber(WORD), budget_window)
     end
     s[ENTERED] = s[ENTERED] + 1
     save_state(s)
@@ -105,12 +108,12 @@ local function told(s, effect, probing)
     return
   end
   add(s, CALLS, 1, breaker_window)
-  local calls = count(s, CALLS, breaker_window)
+  add(s, FAILURES, effect == 'failure' and 1 or 0, breaker_window)
   if effect ~= 'failure' then return end
-  add(s, FAILURES, 1, breaker_window)
+  local calls = count(s, CALLS, breaker_window)
   if calls >= min_calls and count(s, FAILURES, breaker_window) >= failure_rate * calls then
     for at = CALLS, CALLS + 5 do s[at] = 0 end
-    s[SINCE], s[FORCED], s[FORCED_UNTIL] = now, '', 0
+    s[FORCED], s[FORCED_UNTIL] = '', 0
     open(s, 1)
   end
 end

@@ -218,7 +218,7 @@ BUSY_STEP = 0.5
 #: Seconds, the longest wait of a message that found no slot, token or room in the rate.
 RESOURCE_CAP = 10.0
 #: Seconds, the longest wait of a message that found a breaker open: an operator may close it before its time.
-OPEN_CAP = 30.0
+OPEN_CAP = 15.0
 
 
 def attempt_number(delivery: Delivery, claim: Claim) -> int:

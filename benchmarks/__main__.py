@@ -75,6 +75,16 @@ class Bench:
         variants = [self.contestant(variant) for variant in ("plain", "guarded", "keyed")]
         return [throughput("Redis broker and store, results ignored", variants, tasks=self.tasks, rounds=self.rounds)]
 
+    def resources(self) -> list[Table]:
+        """What a resource costs a guarded task, and its round trips."""
+        store = self.redis("store")
+        counted = self.contestant("resource", store=store.url(), settings=LONG_LEASE)
+        variants = [self.contestant(variant) for variant in ("keyed", "resource")]
+        return [
+            throughput("A keyed task with a resource against one without, all on Redis", variants, tasks=self.tasks, rounds=self.rounds),
+            round_trips(counted, store, tasks=self.tasks // 4),
+        ]
+
     def redis_results(self) -> list[Table]:
         """Throughput on Redis, results kept there."""
         variants = [self.contestant(variant, backend=self.redis().url(2)) for variant in ("plain", "guarded")]
@@ -118,6 +128,7 @@ class Bench:
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "redis": Bench.redis_worker,
+    "resources": Bench.resources,
     "results": Bench.redis_results,
     "rabbitmq": Bench.rabbit_worker,
     "publish": Bench.publishing,

@@ -16,7 +16,8 @@ from celery import Celery
 from celery_guardrails import GuardedTask, Guardrails
 
 #: plain: Celery with acks_late. guarded: the task id is the key. keyed: a key from the arguments, and their fingerprint.
-VARIANTS = ("plain", "guarded", "keyed")
+#: resource: keyed, with a resource that has a breaker, a budget, slots and a rate, all of them wide.
+VARIANTS = ("plain", "guarded", "keyed", "resource")
 TASK = "bench.noop"
 
 
@@ -40,8 +41,11 @@ def make_app(environ: Mapping[str, str]) -> Celery:
     if variant == "plain":
         app.task(name=TASK, acks_late=True, shared=False)(noop)
     else:
-        Guardrails(app, store=environ["BENCH_STORE"], namespace=environ["BENCH_QUEUE"])
-        options: dict[str, Any] = {"key": "noop:{n}"} if variant == "keyed" else {}
+        guardrails = Guardrails(app, store=environ["BENCH_STORE"], namespace=environ["BENCH_QUEUE"])
+        options: dict[str, Any] = {"key": "noop:{n}"} if variant in ("keyed", "resource") else {}
+        if variant == "resource":
+            guardrails.resource("downstream", max_concurrency=1000, rate="1000000/s")
+            options["resource"] = "downstream"
         app.task(name=TASK, base=GuardedTask, shared=False, **options)(noop)
     app.finalize()
     return app

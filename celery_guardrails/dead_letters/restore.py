@@ -20,7 +20,8 @@ def restored(letter: DeadLetter, *, now: float) -> RawMessage:
     Body, content type, content encoding and properties are byte for byte as they were; so are the headers, but for:
 
     - ``guardrails`` (the certificate) and what the broker wrote about the death are gone;
-    - ``x-guardrails`` keeps key, fingerprint and origin, starts its counters and its deadline anew, and counts one replay more;
+    - ``x-guardrails`` keeps key, fingerprint and origin, starts its counters and its deadline anew, forgets one
+      that it had inherited, and counts one replay more;
     - Celery's ``retries`` is 0; ``eta`` and ``expires``, and RabbitMQ's own expiration, are cleared where the message had
       them: a replay is wanted now, and an expired message would be discarded on arrival without a word.
 
@@ -49,6 +50,7 @@ def restored(letter: DeadLetter, *, now: float) -> RawMessage:
         deliveries=0,
         waited=None,
         first=now,
+        until=None,
         replays=letter.replays + 1,
         origin=travel.origin or known_origin,
     ).to_header()

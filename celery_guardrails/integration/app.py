@@ -93,10 +93,11 @@ class Guardrails:
             self.fallback_store = self.fallback_store or present.fallback_store
         self._app = app
         app.guardrails = self
-        from . import beat
+        from . import beat, deadlines
         from .topology import install
 
         beat.install()
+        deadlines.install()
         if present is None:
             app.steps["worker"].update(_WORKER_STEPS)
             app.steps["consumer"].update(_CONSUMER_STEPS)

@@ -16,6 +16,7 @@ from celery.exceptions import Ignore, Reject
 from ..errors import LeaseLost, PublishFailed, StoreUnavailable
 from ..policy.lease import Claim
 from ..policy.refusal import refusal
+from ..policy.verdict import deadline_of
 from .logs import logger
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ def follow(run: GuardedRun, found: Predecessor) -> Any:
         return value
     waited = run.now() - (delivery.travel.first or run.now())
     wait = min(max(_FIRST_WAIT, waited / 2), run.limits.busy_cap)
+    deadline = deadline_of(delivery, run.limits)
+    if deadline is not None:  # to be dead-lettered on time
+        wait = min(wait, max(0.0, deadline - run.now()))
     try:
         run.guard.postpone(delivery, wait)
     except PublishFailed as exc:

@@ -54,10 +54,11 @@ class _OutOfMemory(RetryableError):
 class Running:
     """What the methods of a task that runs right now need to know of the run."""
 
-    __slots__ = ("attempt", "delivery", "gave_up", "now", "replaced", "resubmitted")
+    __slots__ = ("attempt", "deadline", "delivery", "gave_up", "now", "replaced", "resubmitted")
 
-    def __init__(self, delivery: Delivery, attempt: int, now: Callable[[], float]) -> None:
+    def __init__(self, delivery: Delivery, attempt: int, now: Callable[[], float], deadline: float | None = None) -> None:
         self.delivery = delivery
+        self.deadline = deadline
         self.attempt = attempt
         self.now = now
         self.gave_up = False
@@ -114,7 +115,7 @@ class GuardedRun:
             crashes=claim.crashes,
             _tether=self if guarded else Untethered(self.now, self.stopping),
         )
-        present = Running(self.delivery, verdict.attempt, self.now)
+        present = Running(self.delivery, verdict.attempt, self.now, verdict.deadline)
         token = running_now.set(present)
         try:
             with executing(execution):

@@ -15,10 +15,11 @@ from ..errors import GuardrailsConfigError
 from ..execution import Execution, executing
 from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
 from ..policy.retry import RetryPolicy
+from ..policy.verdict import deadline_of
 from . import beat
 from .options import TaskOptions
 from .running import GuardedRun, running_now
-from .translate import DELIVERY_FIELD
+from .translate import DEADLINE_FIELD, DELIVERY_FIELD
 
 if TYPE_CHECKING:
     from .app import Guardrails
@@ -227,7 +228,11 @@ class GuardMixin:
             request.headers.pop(DELIVERY_FIELD, None)  # else it would travel on with self.retry()
         if delivery is None or request.called_directly:
             return self._run_plain(request, args, kwargs)
-        return GuardedRun(self, delivery).run(args, kwargs)
+        run = GuardedRun(self, delivery)
+        value = run.run(args, kwargs)
+        # Only now: error callbacks, which Celery publishes for a task that has failed, inherit no deadline.
+        request.__dict__[DEADLINE_FIELD] = deadline_of(delivery, run.limits)
+        return value
 
     def _run_plain(self, request: Any, args: Any, kwargs: Any) -> Any:
         if request.called_directly or not self.guarded:

@@ -8,10 +8,12 @@ from typing import Any
 
 from ..policy.delivery import Delivery, RawMessage, Travel
 
-__all__ = ["DELIVERY_FIELD", "new_holder", "queue_of", "raw_message", "restore_origin", "to_delivery"]
+__all__ = ["DEADLINE_FIELD", "DELIVERY_FIELD", "new_holder", "queue_of", "raw_message", "restore_origin", "to_delivery"]
 
 #: Where the main process puts the :class:`Delivery` into the request that it hands to the child.
 DELIVERY_FIELD = "guardrails_delivery"
+#: Where a task that has returned leaves its deadline in its request, for what Celery publishes now.
+DEADLINE_FIELD = "guardrails_deadline"
 #: Exchanges that bring delayed messages back.
 _DELAY_PREFIX = "guardrails.delay."
 

@@ -47,6 +47,7 @@ class Travel:
         origin: exchange and routing key of the first publish, kept while the message takes the way through a delay.
         slot: due time of the schedule that beat fired, where beat could not make the key itself.
         throttled: the last attempt was told to slow down, so that its retry costs more of a budget.
+        until: unix time in seconds of the deadline that was inherited from the task that published this one.
     """
 
     key: str | None = None
@@ -60,6 +61,7 @@ class Travel:
     origin: tuple[str, str] | None = None
     slot: str | None = None
     throttled: bool = False
+    until: float | None = None
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
@@ -85,6 +87,7 @@ class Travel:
             "origin": list(self.origin) if self.origin else None,
             "slot": self.slot,
             "throttled": self.throttled or None,
+            "until": self.until,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -125,6 +128,7 @@ _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "origin": ("origin", _pair),
     "slot": ("slot", _text),
     "throttled": ("throttled", lambda value: value is True),
+    "until": ("until", _number),
 }
 
 

@@ -32,7 +32,9 @@ class RetryPolicy:
         base: seconds, the first step of the exponential.
         cap: seconds, the longest single wait, also for ``Retry-After``.
         jitter: ``"full"``, ``"equal"``, ``"decorrelated"`` or ``"none"``.
-        deadline: seconds of wall-clock from the first publish, or None for no deadline.
+        deadline: seconds of wall-clock from the first publish, or None for no deadline of its own.
+        inherit_deadline: whether the deadline of the task that published this one holds as well (docs/deadlines.md); False
+            for what has to be done however late it is.
 
     The defaults wait out about a quarter of an hour of a dependency's absence: the expected sum of
     eleven full-jitter waits from 1 s is ``sum(min(600, 2**n) for n in range(11)) / 2`` = 811.5 s.
@@ -46,6 +48,7 @@ class RetryPolicy:
     cap: float = 600.0
     jitter: str = "full"
     deadline: float | None = None
+    inherit_deadline: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int) or self.max_attempts < 1:
@@ -58,6 +61,8 @@ class RetryPolicy:
             raise GuardrailsConfigError(f"RetryPolicy(jitter={self.jitter!r}): one of {', '.join(map(repr, JITTERS))} is allowed")
         if self.deadline is not None and not _seconds(self.deadline):
             raise GuardrailsConfigError(f"RetryPolicy(deadline={self.deadline!r}): None or a number of seconds above 0 is allowed")
+        if not isinstance(self.inherit_deadline, bool):
+            raise GuardrailsConfigError(f"RetryPolicy(inherit_deadline={self.inherit_deadline!r}): True or False is allowed")
 
     def step(self, attempt: int) -> float:
         """Return the exponential step in seconds after the given 1-based attempt, capped and without jitter."""

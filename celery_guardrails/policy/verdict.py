@@ -230,9 +230,13 @@ def attempt_number(delivery: Delivery, claim: Claim) -> int:
 
 
 def deadline_of(delivery: Delivery, limits: Limits) -> float | None:
-    """Return the unix time in seconds after which the task is given up, or None."""
-    first, span = delivery.travel.first, limits.retry.deadline
-    return None if first is None or span is None else first + span
+    """Return the unix time in seconds after which the task is given up, or None: its own deadline or an inherited one, the earlier."""
+    travel, retry = delivery.travel, limits.retry
+    until = travel.until if retry.inherit_deadline else None
+    if travel.first is None or retry.deadline is None:
+        return until
+    own = travel.first + retry.deadline
+    return own if until is None else min(own, until)
 
 
 def decide(delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *, now: float, fraction: float) -> Verdict:
@@ -271,10 +275,13 @@ def decide(delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *
 
 def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fraction: float) -> Verdict:
     deadline = deadline_of(delivery, limits)
+    expired = deadline is not None and now >= deadline
     if claim.state is ClaimState.UNAVAILABLE:
         if limits.store_failure == "open":
+            if expired:
+                return _dead(delivery, claim, limits, "deadline", charged=0)
             return Run(attempt_number(delivery, claim), deadline, guarded=False)
-        return HandBack(_backoff(delivery, *STORE_BACKOFF, fraction), "store away")
+        return HandBack(_until_deadline(_backoff(delivery, *STORE_BACKOFF, fraction), deadline, now), "store away")
     if claim.state is ClaimState.CONFLICT:
         return _dead(delivery, claim, limits, "conflict", charged=0)
     if claim.state is ClaimState.COMPLETED:
@@ -284,13 +291,14 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
             return Replay(result)
         return Skip("duplicate") if limits.on_duplicate == "ignore" else Fail("duplicate")
     if claim.state is ClaimState.BUSY:
+        # also past the deadline: whoever runs it may yet complete it, and its time limit is cut to the deadline
         step = _backoff(delivery, BUSY_STEP, limits.busy_cap, 1.0)
-        return HandBack(min(claim.wait, step) + 0.25 * fraction, "held")
+        return HandBack(_until_deadline(min(claim.wait, step) + 0.25 * fraction, deadline, now), "held")
     if claim.state is ClaimState.REFUSED:
-        return HandBack(_resource_wait(delivery, claim, fraction), claim.why)
+        return HandBack(_until_deadline(_resource_wait(delivery, claim, fraction), deadline, now), claim.why)
     if claim.crashes >= limits.max_crashes:
         return _dead(delivery, claim, limits, "poison", charged=0)
-    if deadline is not None and now >= deadline:
+    if expired:
         return _dead(delivery, claim, limits, "deadline", charged=0)
     return Run(attempt_number(delivery, claim), deadline)
 
@@ -314,6 +322,11 @@ def _dead(delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, char
         return Fail(reason)
     attempts = attempt_number(delivery, claim) - 1 + charged
     return DeadLetterNow(reason, attempts=attempts, crashes=claim.crashes if crashes is None else crashes)
+
+
+def _until_deadline(delay: float, deadline: float | None, now: float) -> float:
+    """Cut a wait at the deadline, so that a message which waits is dead-lettered on time."""
+    return delay if deadline is None or now >= deadline else min(delay, deadline - now)
 
 
 def _backoff(delivery: Delivery, step: float, cap: float, fraction: float) -> float:

@@ -122,6 +122,15 @@ def test_a_replayed_message_is_the_original_with_a_fresh_life(kit):
     )
 
 
+def test_a_replayed_message_forgets_the_deadline_that_it_had_inherited(kit):
+    travel = Travel(key="charge:7", attempts=2, first=kit.clock.now() - 60, until=kit.clock.now() - 30)
+    kit.bury(task_message("shop.charge", 7, **{TRAVEL_HEADER: travel.to_header()}), reason="deadline")
+    assert kit.service.replay().replayed == 1
+    [message] = kit.broker.messages("celery")
+    assert Travel.from_headers(message.headers).until is None
+    assert Travel.from_headers(message.headers).first == kit.clock.now()
+
+
 def test_what_the_broker_wrote_about_the_death_does_not_come_along(kit):
     death = {
         "x-death": [{"queue": "celery", "reason": "rejected"}],

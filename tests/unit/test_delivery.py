@@ -24,13 +24,14 @@ travels = st.builds(
     replays=counts,
     waited=moments,
     origin=st.none() | st.tuples(st.text(), st.text()),
+    until=moments,
 )
 garbage: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(10**400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = ["key", "fp", "attempts", "deferrals", "deliveries", "first", "replays", "waited", "origin"]
+NAMES = ["key", "fp", "attempts", "deferrals", "deliveries", "first", "replays", "waited", "origin", "until"]
 
 
 @given(travels)
@@ -62,7 +63,7 @@ def test_each_field_of_a_wrong_type_counts_as_unset(header: dict[str, Any]) -> N
     for count in (travel.attempts, travel.deferrals, travel.deliveries, travel.replays):
         assert type(count) is int
         assert count >= 0
-    for moment in (travel.first, travel.waited):
+    for moment in (travel.first, travel.waited, travel.until):
         assert moment is None or (type(moment) is float and math.isfinite(moment))
     assert travel.origin is None or all(isinstance(part, str) for part in travel.origin)
 

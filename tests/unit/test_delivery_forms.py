@@ -20,6 +20,7 @@ FULL = Travel(
     waited=6.5,
     origin=("x", "r"),
     slot="2026-01-01T00:00:00",
+    until=7.5,
 )
 HEADER = {
     "key": "k",
@@ -32,6 +33,7 @@ HEADER = {
     "waited": 6.5,
     "origin": ["x", "r"],
     "slot": "2026-01-01T00:00:00",
+    "until": 7.5,
 }
 RAW = RawMessage(b"body", "application/json", "utf-8", {"id": "1"}, {"priority": 3}, "x", "r")
 

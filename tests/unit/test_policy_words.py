@@ -62,7 +62,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (StoredResult(), (None, None, b"", "")),
         (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {})),
         (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, None, {}, None)),
-        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None)),
+        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, None)),
         (Delivery("id", "name", "key", None, "h"), ("id", "name", "key", None, "h", "", Travel(), False, None)),
         (Classification("retryable"), ("retryable", None, "default")),
         (
@@ -74,7 +74,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (DeadLetterNow("poison", 1), ("poison", 1, 0)),
         (PassThrough(), (0, False)),
         (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0)),
-        (RetryPolicy(), (12, 1.0, 600.0, "full", None)),
+        (RetryPolicy(), (12, 1.0, 600.0, "full", None, True)),
     ],
     ids=lambda value: type(value).__name__,
 )

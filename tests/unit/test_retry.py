@@ -122,6 +122,7 @@ def test_the_defaults_wait_out_a_quarter_of_an_hour() -> None:
         ({"jitter": ["full"]}, "jitter"),
         ({"deadline": 0}, "deadline"),
         ({"deadline": "1h"}, "deadline"),
+        ({"inherit_deadline": None}, "inherit_deadline"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name_with_what_is_allowed(options: dict[str, Any], named: str) -> None:

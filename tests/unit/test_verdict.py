@@ -53,6 +53,7 @@ THROTTLED = Raised(Classification("throttled", retry_after=100.0))
 PERMANENT = Raised(Classification("permanent"))
 POISON = Raised(Classification("poison"))
 EXHAUSTED = Raised(Classification("permanent"), reason="exhausted")
+OVERRAN = Raised(Classification("permanent"), reason="deadline")
 
 
 def given_delivery(**travel: Any) -> Delivery:
@@ -63,8 +64,11 @@ def claimed(**fields: Any) -> Claim:
     return Claim(ClaimState.CLAIMED, fence=1, **fields)
 
 
-def limits(*, max_attempts: int = 4, deadline: float | None = None, jitter: str = "full", **fields: Any) -> Limits:
-    return Limits(retry=RetryPolicy(max_attempts=max_attempts, base=8.0, cap=600.0, jitter=jitter, deadline=deadline), **fields)
+def limits(
+    *, max_attempts: int = 4, deadline: float | None = None, jitter: str = "full", inherit_deadline: bool = True, **fields: Any
+) -> Limits:
+    retry = RetryPolicy(max_attempts=max_attempts, base=8.0, cap=600.0, jitter=jitter, deadline=deadline, inherit_deadline=inherit_deadline)
+    return Limits(retry=retry, **fields)
 
 
 def verdict(claim: Claim, outcome: Any, allowed: Limits | None = None, delivery: Delivery | None = None, fraction: float = 0.5) -> Any:
@@ -88,6 +92,15 @@ ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
     (CLAIMED, FIRST, {"deadline": 100.0}, DeadLetterNow("deadline", attempts=0)),
     (CLAIMED, THIRD, {"deadline": 50.0}, DeadLetterNow("deadline", attempts=2)),
     (CLAIMED, FIRST, {"deadline": 50.0, "dead_letter": False}, Fail("deadline")),
+    #    an inherited deadline: the earlier one counts
+    (CLAIMED, given_delivery(until=NOW + 7), {}, Run(1, NOW + 7)),
+    (CLAIMED, given_delivery(until=NOW + 7), {"deadline": 200.0}, Run(1, NOW + 7)),
+    (CLAIMED, given_delivery(until=NOW + 7), {"deadline": 103.0}, Run(1, NOW + 3)),
+    (CLAIMED, given_delivery(until=NOW), {}, DeadLetterNow("deadline", attempts=0)),
+    (CLAIMED, given_delivery(until=NOW), {"deadline": 200.0}, DeadLetterNow("deadline", attempts=0)),
+    (CLAIMED, given_delivery(until=NOW + 7), {"deadline": 50.0}, DeadLetterNow("deadline", attempts=0)),
+    (CLAIMED, given_delivery(until=NOW), {"inherit_deadline": False}, Run(1, None)),
+    (CLAIMED, given_delivery(until=NOW), {"inherit_deadline": False, "deadline": 200.0}, Run(1, NOW + 100)),
     (claimed(crashes=2, takeover=True), FIRST, {}, Run(1, None)),
     (claimed(crashes=3, takeover=True), FIRST, {}, DeadLetterNow("poison", attempts=0, crashes=3)),
     (claimed(crashes=3), THIRD, {}, DeadLetterNow("poison", attempts=2, crashes=3)),
@@ -99,7 +112,15 @@ ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
     (BUSY, given_delivery(deferrals=3), {}, HandBack(4.0 + 0.125, "held")),
     (BUSY, given_delivery(deferrals=10), {}, HandBack(40.0 + 0.125, "held")),
     (replace(BUSY, wait=500.0), given_delivery(deferrals=1000), {}, HandBack(60.0 + 0.125, "held")),
-    (BUSY, FIRST, {"deadline": 50.0}, HandBack(0.5 + 0.125, "held")),
+    #    but not beyond the deadline: 100 s are gone
+    (BUSY, FIRST, {"deadline": 200.0}, HandBack(0.5 + 0.125, "held")),
+    (BUSY, FIRST, {"deadline": 100.25}, HandBack(0.25, "held")),
+    (BUSY, given_delivery(deferrals=10), {"deadline": 130.0}, HandBack(30.0, "held")),
+    (BUSY, given_delivery(deferrals=10, until=NOW + 20), {}, HandBack(20.0, "held")),
+    #    nor given up past it, while somebody who may yet complete it holds the key
+    (BUSY, FIRST, {"deadline": 100.0}, HandBack(0.5 + 0.125, "held")),
+    (BUSY, THIRD, {"deadline": 50.0}, HandBack(0.5 + 0.125, "held")),
+    (replace(BUSY, crashes=3), FIRST, {"deadline": 50.0}, HandBack(0.5 + 0.125, "held")),
     (BUSY, FIRST, {"on_duplicate": "raise"}, HandBack(0.5 + 0.125, "held")),
     # -- the store is away
     (AWAY, FIRST, {}, HandBack(0.75, "store away")),
@@ -107,10 +128,16 @@ ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
     (AWAY, given_delivery(deferrals=1000), {}, HandBack(22.5, "store away")),
     (AWAY, FIRST, {"dead_letter": False}, HandBack(0.75, "store away")),
     (AWAY, THIRD, {"store_failure": "open"}, Run(3, None, guarded=False)),
+    (AWAY, given_delivery(deferrals=1000), {"deadline": 110.0}, HandBack(10.0, "store away")),
+    (AWAY, given_delivery(deferrals=1000, until=NOW + 5), {}, HandBack(5.0, "store away")),
+    (AWAY, FIRST, {"deadline": 100.0}, HandBack(0.75, "store away")),
+    (AWAY, FIRST, {"deadline": 101.0, "store_failure": "open"}, Run(1, NOW + 1, guarded=False)),
+    (AWAY, THIRD, {"deadline": 100.0, "store_failure": "open"}, DeadLetterNow("deadline", attempts=2)),
     # -- the key is used for other arguments
     (CONFLICT, FIRST, {}, DeadLetterNow("conflict", attempts=0)),
     (CONFLICT, THIRD, {}, DeadLetterNow("conflict", attempts=2)),
     (CONFLICT, FIRST, {"dead_letter": False}, Fail("conflict")),
+    (CONFLICT, FIRST, {"deadline": 50.0}, DeadLetterNow("conflict", attempts=0)),
     # -- the key has completed
     (DONE_BY_OTHER, FIRST, {"on_duplicate": "return"}, Replay(OTHERS)),
     (DONE_BY_OTHER, FIRST, {"on_duplicate": "ignore"}, Skip("duplicate")),
@@ -150,7 +177,7 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (RETRYABLE, CLAIMED, FIRST, {"dead_letter": False}, RetryIn(4.0, attempts=1)),
     (RETRYABLE, claimed(crashes=2), FIRST, {}, RetryIn(4.0, attempts=1)),
     # -- throttled: what was asked for, and the jitter on top
-    (THROTTLED, CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1)),
+    (THROTTLED, CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1, throttled=True)),
     (Raised(Classification("throttled", 9999.0)), CLAIMED, FIRST, {}, RetryIn(600.0, attempts=1)),
     (Raised(Classification("retryable", 100.0)), CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1)),
     # -- the attempts are used up
@@ -168,6 +195,12 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (THROTTLED, CLAIMED, FIRST, {"deadline": 150.0}, DeadLetterNow("deadline", attempts=1)),
     (RETRYABLE, CLAIMED, FIRST, {"deadline": 50.0, "dead_letter": False}, Fail("deadline")),
     (RETRYABLE, CLAIMED, LAST, {"deadline": 50.0}, DeadLetterNow("exhausted", attempts=4)),
+    (RETRYABLE, CLAIMED, given_delivery(until=NOW + 4.1), {}, RetryIn(4.0, attempts=1)),
+    (RETRYABLE, CLAIMED, given_delivery(until=NOW + 4), {}, DeadLetterNow("deadline", attempts=1)),
+    # -- killed when the deadline came
+    (OVERRAN, CLAIMED, FIRST, {"deadline": 100.0}, DeadLetterNow("deadline", attempts=1)),
+    (OVERRAN, CLAIMED, LAST, {"deadline": 100.0}, DeadLetterNow("deadline", attempts=4)),
+    (OVERRAN, CLAIMED, FIRST, {"deadline": 100.0, "dead_letter": False}, Fail("deadline")),
     # -- no retry can help
     (PERMANENT, CLAIMED, FIRST, {}, DeadLetterNow("permanent", attempts=1)),
     (PERMANENT, CLAIMED, LAST, {}, DeadLetterNow("permanent", attempts=4)),
@@ -211,7 +244,13 @@ claims = st.builds(
     wait=st.floats(0, 1000),
     result=st.sampled_from([None, MINE, OTHERS]),
 )
-deliveries = st.builds(given_delivery, attempts=st.integers(0, 20), deferrals=st.integers(0, 10_000), waited=st.none() | st.floats(0, 1e6))
+deliveries = st.builds(
+    given_delivery,
+    attempts=st.integers(0, 20),
+    deferrals=st.integers(0, 10_000),
+    waited=st.none() | st.floats(0, 1e6),
+    until=st.none() | st.floats(NOW - 100, NOW + 1000),
+)
 raised = st.builds(
     Raised,
     st.builds(Classification, st.sampled_from(["retryable", "throttled", "permanent", "poison"]), st.none() | st.floats(0, 1e9)),
@@ -239,11 +278,16 @@ def test_every_row_has_a_verdict_and_its_numbers_are_sound(
     delivery: Delivery, claim: Claim, outcome: Any, allowed: Limits, fraction: float
 ) -> None:
     found = decide(delivery, claim, outcome, allowed, now=NOW, fraction=fraction)
+    deadline = deadline_of(delivery, allowed)
     if isinstance(found, RetryIn):
         assert 0 <= found.delay <= allowed.retry.cap
         assert found.attempts == attempt_number(delivery, claim) < allowed.retry.max_attempts
-        deadline = deadline_of(delivery, allowed)
         assert deadline is None or NOW + found.delay < deadline
+    if isinstance(found, Run):
+        assert deadline is None or deadline > NOW
+    if isinstance(found, HandBack) and isinstance(outcome, NotStarted):
+        assert deadline is None or deadline > NOW or claim.state in (ClaimState.BUSY, ClaimState.UNAVAILABLE)
+        assert deadline is None or deadline <= NOW or NOW + found.delay <= deadline + 1e-6
     if isinstance(found, HandBack):
         assert 0 <= found.delay <= max(allowed.busy_cap, STORE_BACKOFF[1]) + 0.25
     if isinstance(found, DeadLetterNow):
@@ -290,3 +334,8 @@ def test_a_message_without_a_first_time_has_no_deadline() -> None:
     unknown = replace(FIRST, travel=Travel())
     assert deadline_of(unknown, limits(deadline=1.0)) is None
     assert verdict(CLAIMED, NotStarted(), limits(deadline=1.0), unknown) == Run(1, None)
+
+
+def test_a_message_without_a_first_time_has_the_deadline_that_it_inherits() -> None:
+    unknown = replace(FIRST, travel=Travel(until=NOW + 5))
+    assert deadline_of(unknown, limits(deadline=1.0)) == NOW + 5

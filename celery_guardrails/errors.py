@@ -75,7 +75,7 @@ class DuplicateTask(PermanentError):
 
 
 class DeadlineExceeded(PermanentError):
-    """The task's deadline passed before it could start."""
+    """The task's deadline passed before it could start, or a worker stopped it when the deadline came."""
 
 
 class PoisonTask(PermanentError):

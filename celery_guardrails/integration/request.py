@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -12,10 +12,12 @@ from celery.utils.log import get_logger
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from ..errors import GuardrailsConfigError, PublishFailed
+from ..errors import DeadlineExceeded, GuardrailsConfigError, PublishFailed
+from ..policy.classification import PERMANENT, Classification
+from ..policy.deadline import cut_time_limits
 from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
 from ..policy.refusal import refusal
-from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict
+from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict, deadline_of
 from .app import Guardrails, ensure_guardrails
 from .mainstate import state
 from .options import TaskOptions
@@ -32,6 +34,9 @@ class GuardedRequest(Request):
 
     delivery: Delivery
     _settled_here = False
+    _own_limits: tuple[float | None, float | None] = (None, None)
+    #: Seconds after which the pool kills the task because its deadline has come.
+    _deadline_limit: float | None = None
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -77,6 +82,30 @@ class GuardedRequest(Request):
     def surrender(self) -> None:
         """Give the lease back of what this worker will not finish."""
         self._rails.main_guard.surrender(self.delivery, self._limits)
+
+    @property
+    def time_limits(self) -> tuple[float | None, float | None]:
+        """Hard and soft limit in seconds, cut to what remains until the deadline.
+
+        Celery asks when a process of the pool is free for the task (worker/request.py, ``create_request_cls``), so the time
+        that it has waited for one in this worker is taken off.
+        """
+        hard, soft = self._own_limits
+        delivery: Delivery | None = self.__dict__.get("delivery")
+        deadline = None if delivery is None else deadline_of(delivery, self._limits)
+        if deadline is None:
+            return hard, soft
+        pool = getattr(getattr(state.consumer, "pool", None), "options", {})  # of the command line: --time-limit
+        hard = hard or self._task.time_limit or pool.get("timeout")
+        soft = soft or self._task.soft_time_limit or pool.get("soft_timeout")
+        hard, soft, cut = cut_time_limits(hard, soft, deadline - self._rails.main_guard.now())
+        self._deadline_limit = hard if cut else None
+        return hard, soft
+
+    @time_limits.setter
+    def time_limits(self, limits: Sequence[float | None]) -> None:
+        hard, soft = limits
+        self._own_limits = (hard, soft)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """From now on this process renews the lease."""
@@ -144,9 +173,7 @@ class GuardedRequest(Request):
         self._settled_here = True
         task_ready(self)
         logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
-        exc = TimeLimitExceeded(timeout)
-        options = self._task.guard_options
-        raised = Raised(self._rails.classify(exc, retryable=options.retryable, permanent=options.permanent))
+        exc, raised = self._why_killed(timeout)
         try:
             verdict: Verdict = self._rails.main_guard.overran(self.delivery, self._limits, raised, error_report(exc, raised))
         except PublishFailed as failed:
@@ -158,6 +185,14 @@ class GuardedRequest(Request):
         else:
             self._report_failure(exc)
         self.acknowledge()
+
+    def _why_killed(self, timeout: float) -> tuple[BaseException, Raised]:
+        if timeout == self._deadline_limit:
+            exc = DeadlineExceeded(f"{self.name}[{self.id}]: its deadline passed while it ran; it was killed after {timeout:.1f} s")
+            return exc, Raised(Classification(PERMANENT, rule="deadline"), reason="deadline")
+        limit = TimeLimitExceeded(timeout)
+        options = self._task.guard_options
+        return limit, Raised(self._rails.classify(limit, retryable=options.retryable, permanent=options.permanent))
 
     # -- what Celery would have reported ----------------------------------------------------------------------
 

@@ -275,8 +275,14 @@ class Guard:
         return verdict
 
     def overran(self, delivery: Delivery, limits: Limits, raised: Raised, report: ErrorReport) -> Verdict:
-        """Settle a delivery that a hard time limit is about to kill (called in the worker's main process)."""
+        """Settle a delivery that a hard time limit is about to kill (called in the worker's main process).
+
+        A hand back is *not* carried out here: the caller returns the message itself to its queue at once.
+        """
         record = self._release(delivery, self._told(limits, raised), attempts=1)
+        if record is None and self._is_anothers(delivery):
+            # It has completed in this very moment, or another execution has the key: what is redelivered finds out.
+            return HandBack(0.0, "lease lost")
         attempts = record.attempts - 1 if record is not None else delivery.travel.attempts
         claim = Claim(ClaimState.CLAIMED, attempts=attempts, crashes=record.crashes if record else 0)
         verdict = self._decide(delivery, claim, raised, limits)
@@ -287,6 +293,12 @@ class Guard:
         if isinstance(verdict, (DeadLetterNow, Fail)):
             self._forget_charges(delivery)
         return verdict
+
+    def _is_anothers(self, delivery: Delivery) -> bool:
+        """Whether the key has completed, or another execution holds its lease."""
+        found = self._persist("lookup", self.patience.release, lambda: (self.store.lookup(delivery.key),))
+        record: Record | None = found[0] if found else None
+        return record is not None and record.state is not RecordState.IDLE
 
     def surrender(self, delivery: Delivery, limits: Limits) -> None:
         """Give the lease of a delivery back that this worker will not finish, so that another starts at once."""

@@ -17,7 +17,7 @@ from ..policy.classification import PERMANENT, Classification
 from ..policy.deadline import cut_time_limits
 from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
 from ..policy.refusal import refusal
-from ..policy.verdict import DeadLetterNow, Fail, Raised, RetryIn, Verdict, deadline_of
+from ..policy.verdict import DeadLetterNow, Fail, HandBack, Raised, RetryIn, Verdict, deadline_of
 from .app import Guardrails, ensure_guardrails
 from .mainstate import state
 from .options import TaskOptions
@@ -178,6 +178,9 @@ class GuardedRequest(Request):
             verdict: Verdict = self._rails.main_guard.overran(self.delivery, self._limits, raised, error_report(exc, raised))
         except PublishFailed as failed:
             logger.error("%s[%s] stays in its queue, its verdict could not be carried out: %r", self.name, self.id, failed)
+            self.reject(requeue=True)
+            return
+        if isinstance(verdict, HandBack):
             self.reject(requeue=True)
             return
         if isinstance(verdict, RetryIn):

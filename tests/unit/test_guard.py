@@ -342,6 +342,57 @@ def test_a_hard_time_limit_is_a_failed_attempt(bench: Bench) -> None:
     assert Travel.from_headers(waiting(bench).headers).attempts == 1
 
 
+def test_a_task_killed_at_its_deadline_is_dead_of_it(bench: Bench) -> None:
+    limits = Limits(retry=RetryPolicy(deadline=10.0))
+    delivery = bench.delivery()
+    bench.guard.admit(delivery, limits)
+    bench.clock.advance(10)
+    cut_off = Raised(Classification(PERMANENT), reason="deadline")
+    assert bench.guard.overran(delivery, limits, cut_off, ErrorReport("tests.Late")) == DeadLetterNow("deadline", 1)
+    assert (dead(bench)[1].reason, dead(bench)[1].attempts) == ("deadline", 1)
+    assert bench.store.lookup("key") is None, "a replay starts afresh"
+
+
+def test_a_time_limit_that_strikes_when_the_task_has_just_completed_undoes_nothing(bench: Bench) -> None:
+    delivery = bench.delivery()
+    _, claim = bench.guard.admit(delivery, LIMITS)
+    bench.guard.settle(delivery, claim, Returned(1), LIMITS)
+    assert bench.guard.overran(delivery, LIMITS, HOPELESS, ErrorReport()) == HandBack(0.0, "lease lost")
+    assert bench.store.lookup("key").state is RecordState.COMPLETED  # type: ignore[union-attr]
+    assert not list(bench.broker.browse("q.dead"))
+
+
+def test_a_time_limit_that_strikes_an_overtaken_task_leaves_the_other_execution_alone(bench: Bench) -> None:
+    delivery = bench.delivery("a")
+    bench.guard.admit(delivery, LIMITS)
+    bench.clock.advance(61)
+    bench.guard.admit(bench.delivery("b"), LIMITS)
+    assert bench.guard.overran(delivery, LIMITS, HOPELESS, ErrorReport()) == HandBack(0.0, "lease lost")
+    assert bench.store.lookup("key").holder == "b"  # type: ignore[union-attr]
+    assert not list(bench.broker.browse("q.dead"))
+
+
+def test_a_time_limit_that_strikes_before_the_claim_is_settled_all_the_same(bench: Bench) -> None:
+    assert bench.guard.overran(bench.delivery(), LIMITS, HOPELESS, ErrorReport()) == DeadLetterNow("permanent", 1)
+    assert dead(bench)[1].reason == "permanent"
+
+
+def test_a_message_is_dead_on_time_while_it_waits_for_a_key_or_for_the_store(bench: Bench) -> None:
+    limits = Limits(retry=RetryPolicy(deadline=10.0))
+    bench.guard.admit(bench.delivery("a"), LIMITS)
+    late = bench.delivery("b", travel=Travel(first=bench.clock.now() - 9.9, deferrals=20))
+    verdict, _ = bench.guard.admit(late, limits)
+    assert isinstance(verdict, HandBack)
+    assert verdict.delay == pytest.approx(0.1)
+    bench.clock.advance(verdict.delay + 0.001)
+    bench.down.add("store")
+    assert bench.guard.admit(late, limits)[0] == DeadLetterNow("deadline", 0)
+    bench.down.clear()
+    assert bench.guard.admit(late, limits)[0] == DeadLetterNow("deadline", 0)
+    assert bench.store.lookup("key").holder == "a"  # type: ignore[union-attr]
+    assert [letter.message.headers[DEAD_LETTER_HEADER]["reason"] for letter in bench.broker.browse("q.dead")] == ["deadline", "deadline"]
+
+
 def test_a_message_is_dead_when_its_deadline_has_passed_before_it_starts(bench: Bench) -> None:
     limits = Limits(retry=RetryPolicy(deadline=10.0))
     delivery = bench.delivery(travel=Travel(first=bench.clock.now() - 11))

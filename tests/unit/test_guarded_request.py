@@ -1,0 +1,164 @@
+"""The time limits that the pool gets, and what becomes of a task that one strikes. No pool, no broker."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, uuid
+from celery.worker import state as worker_state
+from celery.worker.request import create_request_cls
+from kombu.utils.json import dumps
+
+from celery_guardrails import DeadlineExceeded, GuardedTask, Guardrails, RetryPolicy
+from celery_guardrails.integration import request as module
+from celery_guardrails.integration.mainstate import state
+from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
+from celery_guardrails.policy.verdict import Returned
+from tests.unit.test_guard import LIMITS, Bench, dead
+
+SPAN = 30.0
+
+
+class Desk:
+    """A worker's main process with one task, which it hands to a pool that only writes down."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.app = Celery("desk", broker="memory://", backend="cache+memory://", set_as_current=True)
+        rails = Guardrails(self.app, store="memory://")
+        rails.clock = self.bench.clock
+        desk = self
+
+        class Parts:
+            guard = main_guard = desk.bench.guard
+
+        rails._resources = (os.getpid(), Parts())  # type: ignore[assignment]
+        self.id = uuid()
+        self.given: list[dict[str, Any]] = []
+        self.acts: list[str] = []
+
+    def apply_async(self, target: Any, **options: Any) -> None:
+        self.given.append(options)
+
+    def request(self, *, deadline: float | None = SPAN, timelimit: Any = None, until: float | None = None, **options: Any) -> Any:
+        """Receive a message of a task that was published just now."""
+
+        name = f"desk.task{len(self.given)}"
+
+        @self.app.task(base=GuardedTask, name=name, retry=RetryPolicy(deadline=deadline), shared=False, lazy=False, **options)
+        def task() -> None: ...
+
+        travel = Travel(key="key", first=self.bench.clock.now(), until=until)
+        headers = {"id": self.id, "task": name, "timelimit": timelimit, TRAVEL_HEADER: travel.to_header()}
+        message = SimpleNamespace(
+            headers=headers,
+            properties={},
+            delivery_info={"exchange": "", "routing_key": "q"},
+            body=dumps([[], {}, {}]),
+            payload=([], {}, {}),
+            content_type="application/json",
+            content_encoding="utf-8",
+            channel=None,
+        )
+        cls = create_request_cls(module.GuardedRequest, task, SimpleNamespace(apply_async=self.apply_async), "here", None, app=self.app)
+        return cls(
+            message,
+            app=self.app,
+            task=task,
+            on_ack=lambda *_: self.acts.append("ack"),
+            on_reject=lambda *args: self.acts.append(f"reject, requeue {args[-1]}"),
+        )
+
+    def limits(self, request: Any) -> tuple[Any, Any]:
+        """Hand it to the pool; return the hard and the soft limit that the pool gets."""
+        request.execute_using_pool(None)
+        return self.given[-1]["timeout"], self.given[-1]["soft_timeout"]
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(state, "consumer", None)
+    monkeypatch.setattr(worker_state, "revoked", {})
+    return Desk()
+
+
+def test_a_task_without_a_deadline_has_its_own_limits(desk: Desk) -> None:
+    assert desk.limits(desk.request(deadline=None)) == (None, None)
+    assert desk.limits(desk.request(deadline=None, time_limit=50, soft_time_limit=40)) == (50, 40)
+    assert desk.limits(desk.request(deadline=None, time_limit=50, timelimit=[9, 8])) == (9, 8)
+
+
+def test_a_task_without_limits_has_its_deadline_as_the_hard_one(desk: Desk) -> None:
+    assert desk.limits(desk.request()) == (SPAN, None)
+
+
+def test_an_inherited_deadline_cuts_like_one_of_its_own(desk: Desk) -> None:
+    assert desk.limits(desk.request(deadline=None, until=desk.bench.clock.now() + 7)) == (7.0, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"time_limit": 50, "soft_time_limit": 40}, (SPAN, 0.9 * SPAN)),
+        ({"time_limit": 20, "soft_time_limit": 10}, (20, 10)),
+        ({"time_limit": 20, "timelimit": [50, 40]}, (SPAN, 0.9 * SPAN)),
+        ({"time_limit": 50, "timelimit": [20, None]}, (20, None)),
+        ({"soft_time_limit": 5}, (SPAN, 5)),
+    ],
+)
+def test_a_later_limit_is_cut_wherever_it_comes_from(desk: Desk, options: dict[str, Any], expected: Any) -> None:
+    assert desk.limits(desk.request(**options)) == expected
+
+
+def test_shorter_limits_of_the_command_line_are_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SimpleNamespace(options={"timeout": 20, "soft_timeout": 10})
+    monkeypatch.setattr(state, "consumer", SimpleNamespace(pool=pool))
+    assert desk.limits(desk.request()) == (20, 10)
+    assert desk.limits(desk.request(deadline=15)) == (15.0, 10)
+
+
+def test_the_time_that_it_waited_in_this_worker_is_taken_off(desk: Desk) -> None:
+    request = desk.request()
+    desk.bench.clock.advance(20)
+    assert desk.limits(request) == (10.0, None)
+
+
+# -- struck ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_is_killed_at_its_deadline_is_dead_of_it_though_its_error_would_be_retried(desk: Desk) -> None:
+    request = desk.request(time_limit=50)
+    hard, _ = desk.limits(request)
+    desk.bench.guard.admit(request.delivery, LIMITS)
+    desk.bench.clock.advance(hard)
+    request.on_timeout(False, hard)
+    assert dead(desk.bench)[1].reason == "deadline"
+    assert dead(desk.bench)[1].error.endswith("DeadlineExceeded")
+    result = desk.app.AsyncResult(desk.id)
+    assert result.state == "FAILURE"
+    assert isinstance(result.result, DeadlineExceeded)
+    assert desk.acts == ["ack"]
+
+
+def test_a_limit_of_its_own_is_a_failed_attempt_as_ever(desk: Desk) -> None:
+    request = desk.request(deadline=3000, time_limit=5)
+    hard, _ = desk.limits(request)
+    desk.bench.guard.admit(request.delivery, LIMITS)
+    desk.bench.clock.advance(hard)
+    request.on_timeout(False, hard)
+    assert desk.app.AsyncResult(desk.id).state == "RETRY"
+    assert not list(desk.bench.broker.browse("q.dead"))
+
+
+def test_a_task_that_completed_in_the_moment_of_the_kill_goes_back_and_gets_its_value(desk: Desk) -> None:
+    request = desk.request()
+    hard, _ = desk.limits(request)
+    _, claim = desk.bench.guard.admit(request.delivery, LIMITS)
+    desk.bench.guard.settle(request.delivery, claim, Returned(5), LIMITS)
+    request.on_timeout(False, hard)
+    assert desk.acts == ["reject, requeue True"]
+    assert desk.app.AsyncResult(desk.id).state == "PENDING"
+    assert not list(desk.bench.broker.browse("q.dead"))

@@ -140,6 +140,15 @@ def test_a_task_without_dead_letters_is_cut_off_and_fails(app, name):
     assert certificates(app, result.id) == []
 
 
+@pytest.mark.brokers("redis")
+def test_a_green_thread_is_cut_off_too(deploy, name):
+    app = deploy("deadlines", env={"TESTAPP_DEADLINE": "2"})
+    app.worker(pool="gevent", concurrency=4)
+    found, lasted = cut_off(app, name, "hang")
+    assert (found["reason"], found["attempts"]) == ("deadline", 1)
+    assert lasted < 5
+
+
 # -- replayed -------------------------------------------------------------------------------------------------------
 
 

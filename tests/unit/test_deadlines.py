@@ -40,7 +40,7 @@ class Wire:
         class Parts:
             guard = wire.bench.guard
 
-        self.rails._resources = (os.getpid(), Parts())  # type: ignore[assignment]
+        self.rails._opened = (os.getpid(), Parts())  # type: ignore[assignment]
         self.waiting: list[tuple[dict[str, Any], Any]] = []
         self.bodies: dict[str, Any] = {}
         self.until: dict[str, float | None] = {}

@@ -35,7 +35,7 @@ class Desk:
         class Parts:
             guard = main_guard = desk.bench.guard
 
-        rails._resources = (os.getpid(), Parts())  # type: ignore[assignment]
+        rails._opened = (os.getpid(), Parts())  # type: ignore[assignment]
         self.id = uuid()
         self.given: list[dict[str, Any]] = []
         self.acts: list[str] = []

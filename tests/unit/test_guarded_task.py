@@ -258,7 +258,7 @@ def test_a_callable_key_gets_the_arguments_as_they_were_given(app: Celery, sent:
         ({"retryable": ("not an error", 5)}, "retryable = "),
         ({"permanent": int}, "permanent = "),
         ({"autoretry_for": (Exception,)}, "autoretry_for"),
-        ({"resource": "payments"}, "resource = 'payments'"),
+        ({"resource": 5}, "resource = 5"),
         ({"atomic": 1.5}, "atomic = 1.5"),
         ({"max_queue_depth": 5}, "max_queue_depth = 5"),
     ],

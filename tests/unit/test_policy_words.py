@@ -18,7 +18,7 @@ from celery_guardrails.policy.verdict import DeadLetterNow, Limits, PassThrough,
 
 def test_states_are_called_what_the_documentation_calls_them() -> None:
     assert [state.value for state in RecordState] == ["idle", "leased", "completed"]
-    assert [state.value for state in ClaimState] == ["claimed", "busy", "completed", "conflict", "unavailable"]
+    assert [state.value for state in ClaimState] == ["claimed", "busy", "completed", "conflict", "refused", "unavailable"]
 
 
 def test_kinds_reasons_and_jitters_are_those_of_the_documentation() -> None:
@@ -61,8 +61,8 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
     [
         (StoredResult(), (None, None, b"", "")),
         (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {})),
-        (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, None, {}, None)),
-        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, None)),
+        (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None)),
+        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None)),
         (Delivery("id", "name", "key", None, "h"), ("id", "name", "key", None, "h", "", Travel(), False, None)),
         (Classification("retryable"), ("retryable", None, "default")),
         (
@@ -73,7 +73,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (Run(1, None), (1, None, True)),
         (DeadLetterNow("poison", 1), ("poison", 1, 0)),
         (PassThrough(), (0, False)),
-        (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0)),
+        (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0, None)),
         (RetryPolicy(), (12, 1.0, 600.0, "full", None, True)),
     ],
     ids=lambda value: type(value).__name__,

@@ -11,8 +11,8 @@ from typing import Any
 
 from . import events
 from .errors import LeaseLost, PublishFailed, StoreUnavailable
-from .policy.deadletter import DeathCertificate, error_fingerprint
-from .policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel, of_one_delivery
+from .policy.deadletter import ErrorReport, certify
+from .policy.delivery import Delivery
 from .policy.lease import Claim, ClaimState, Record, RecordState
 from .policy.refusal import refusal
 from .policy.resource import Ask, Tell
@@ -41,16 +41,6 @@ from .policy.verdict import (
 from .ports import Broker, Clock, IdempotencyStore, ResourceStore, ResultCodec, Transaction
 
 __all__ = ["ErrorReport", "Guard", "Patience"]
-
-
-@dataclass(frozen=True)
-class ErrorReport:
-    """An exception as text: it may not be picklable, and the main process has none at all."""
-
-    error: str = ""
-    message: str = ""
-    traceback: str = ""
-    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -314,8 +304,8 @@ class Guard:
         Raises:
             PublishFailed: the message must stay in its queue.
         """
-        travel = delivery.travel.evolve(origin=_origin(delivery))
-        self.broker.delay(_copy(delivery, travel), delivery.queue, seconds)
+        travel = delivery.travel.evolve(origin=delivery.origin)
+        self.broker.delay(delivery.again(travel), delivery.queue, seconds)
 
     # -- carrying out -----------------------------------------------------------------------------------------
 
@@ -411,10 +401,10 @@ class Guard:
                 wait = min(wait * 2, 5.0)
 
     def _retry(self, delivery: Delivery, verdict: RetryIn, report: ErrorReport) -> None:
-        travel = self._travelled(delivery).evolve(
+        travel = delivery.travelled(self.clock.now()).evolve(
             attempts=verdict.attempts, deferrals=0, waited=verdict.delay, throttled=verdict.throttled
         )
-        message = _copy(delivery, travel, retries=verdict.attempts)
+        message = delivery.again(travel, retries=verdict.attempts)
         self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
         self.emit(
             events.Retrying(
@@ -429,66 +419,21 @@ class Guard:
         )
 
     def _hand_back(self, delivery: Delivery, verdict: HandBack) -> None:
-        travel = self._travelled(delivery).evolve(deferrals=delivery.travel.deferrals + 1)
-        message = _copy(delivery, travel)
+        travel = delivery.travelled(self.clock.now()).evolve(deferrals=delivery.travel.deferrals + 1)
+        message = delivery.again(travel)
         self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
         self.emit(events.HandedBack(delivery.task_name, delivery.task_id, delivery.key, verdict.delay, verdict.why))
 
     def _bury(self, delivery: Delivery, verdict: DeadLetterNow, report: ErrorReport) -> None:
         if delivery.raw is None:
             return
-        exchange, routing_key = _origin(delivery)
-        certificate = DeathCertificate(
-            reason=verdict.reason,
-            task=delivery.task_name,
-            task_id=delivery.task_id,
-            key=delivery.key,
-            error=report.error,
-            message=report.message,
-            traceback=report.traceback,
-            fingerprint=error_fingerprint(report.error or verdict.reason, report.traceback),
-            attempts=verdict.attempts,
-            crashes=verdict.crashes,
-            first_seen=delivery.travel.first,
-            last_seen=self.now(),
-            worker=self.node,
-            exchange=exchange,
-            routing_key=routing_key,
-            queue=delivery.queue,
-            replays=delivery.travel.replays,
+        certificate = certify(
+            delivery, report, reason=verdict.reason, attempts=verdict.attempts, crashes=verdict.crashes, now=self.now(), worker=self.node
         )
         raw = delivery.raw
         self._publish(lambda: self.broker.dead_letter(raw, delivery.queue, certificate))
         self.emit(events.DeadLettered(delivery.queue, certificate))
 
-    def _travelled(self, delivery: Delivery) -> Travel:
-        travel = delivery.travel
-        return travel.evolve(
-            key=delivery.key,
-            fingerprint=delivery.fingerprint,
-            deliveries=travel.deliveries + 1,
-            first=travel.first if travel.first is not None else self.clock.now(),
-            origin=_origin(delivery),
-        )
-
 
 def _lost(delivery: Delivery) -> LeaseLost:
     return LeaseLost(f"another execution has taken over the lease of {delivery.key!r}")
-
-
-def _origin(delivery: Delivery) -> tuple[str, str]:
-    if delivery.travel.origin is not None:
-        return delivery.travel.origin
-    return (delivery.raw.exchange, delivery.raw.routing_key) if delivery.raw is not None else ("", delivery.queue)
-
-
-def _copy(delivery: Delivery, travel: Travel, *, retries: int | None = None) -> RawMessage:
-    if delivery.raw is None:
-        raise PublishFailed(f"{delivery.task_name}[{delivery.task_id}] has no message to publish again: it did not come from a broker")
-    headers: dict[str, Any] = {TRAVEL_HEADER: travel.to_header()}
-    for name in delivery.raw.headers:
-        if of_one_delivery(name):
-            headers[name] = None
-    if retries is not None:
-        headers["retries"] = max(retries, int(delivery.raw.headers.get("retries") or 0) + 1)
-    return delivery.raw.with_headers(**headers)

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["REASONS", "DeathCertificate", "error_fingerprint"]
+from .delivery import Delivery
+
+__all__ = ["REASONS", "DeathCertificate", "ErrorReport", "certify", "error_fingerprint"]
 
 #: Every reason a message is dead for.
 REASONS = (
@@ -28,6 +30,16 @@ REASONS = (
 #: headers beyond its frame_max (131,072 bytes by default).
 TRACEBACK_LIMIT = 16_384
 MESSAGE_LIMIT = 2_048
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """An exception as text: it may not be picklable, and the main process has none at all."""
+
+    error: str = ""
+    message: str = ""
+    traceback: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,3 +129,39 @@ def error_fingerprint(error: str, traceback: str) -> str:
     """
     frames = [f"{match['file'].rsplit('/', 1)[-1]}:{match['name']}" for match in _FRAME.finditer(traceback)]
     return hashlib.blake2b("\n".join([error, *frames]).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def certify(
+    delivery: Delivery, report: ErrorReport, *, reason: str, attempts: int, crashes: int, now: float, worker: str
+) -> DeathCertificate:
+    """Return the certificate of a delivery that is given up.
+
+    Args:
+        delivery: the message.
+        report: the last error, if there was one.
+        reason: one of :data:`REASONS`.
+        attempts: charged.
+        crashes: workers lost.
+        now: unix time in seconds.
+        worker: node name.
+    """
+    exchange, routing_key = delivery.origin
+    return DeathCertificate(
+        reason=reason,
+        task=delivery.task_name,
+        task_id=delivery.task_id,
+        key=delivery.key,
+        error=report.error,
+        message=report.message,
+        traceback=report.traceback,
+        fingerprint=error_fingerprint(report.error or reason, report.traceback),
+        attempts=attempts,
+        crashes=crashes,
+        first_seen=delivery.travel.first,
+        last_seen=now,
+        worker=worker,
+        exchange=exchange,
+        routing_key=routing_key,
+        queue=delivery.queue,
+        replays=delivery.travel.replays,
+    )

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..errors import PublishFailed
+
 __all__ = ["DEAD_LETTER_HEADER", "ORIGINAL_PREFIX", "TRAVEL_HEADER", "Delivery", "RawMessage", "Travel", "of_one_delivery"]
 
 #: Carries key, fingerprint and counters with a message that is alive.
@@ -185,6 +187,44 @@ class Delivery:
     travel: Travel = field(default_factory=Travel)
     redelivered: bool = False
     raw: RawMessage | None = None
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Exchange and routing key of the first publish."""
+        if self.travel.origin is not None:
+            return self.travel.origin
+        return (self.raw.exchange, self.raw.routing_key) if self.raw is not None else ("", self.queue)
+
+    def travelled(self, now: float) -> Travel:
+        """Return what a copy of this message remembers; ``now`` is unix time in seconds, for one that knows no first publish."""
+        travel = self.travel
+        return travel.evolve(
+            key=self.key,
+            fingerprint=self.fingerprint,
+            deliveries=travel.deliveries + 1,
+            first=travel.first if travel.first is not None else now,
+            origin=self.origin,
+        )
+
+    def again(self, travel: Travel, *, retries: int | None = None) -> RawMessage:
+        """Return the message to publish again: without what belongs to this delivery only.
+
+        Args:
+            travel: what the copy remembers.
+            retries: attempts charged, for Celery's own header; it never goes down.
+
+        Raises:
+            PublishFailed: it did not come from a broker.
+        """
+        if self.raw is None:
+            raise PublishFailed(f"{self.task_name}[{self.task_id}] has no message to publish again: it did not come from a broker")
+        headers: dict[str, Any] = {TRAVEL_HEADER: travel.to_header()}
+        for name in self.raw.headers:
+            if of_one_delivery(name):
+                headers[name] = None
+        if retries is not None:
+            headers["retries"] = max(retries, int(self.raw.headers.get("retries") or 0) + 1)
+        return self.raw.with_headers(**headers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Every task's delivery travels from the main process to a child: pickled field by field, names and all, it would

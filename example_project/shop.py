@@ -63,7 +63,7 @@ if PLAIN:
         retry_jitter=True,
     )
 else:
-    from celery_guardrails import Guardrails, RetryPolicy, guarded_task
+    from celery_guardrails import CircuitBreaker, Guardrails, RetryPolicy, guarded_task
 
     app.conf.update(
         guardrails_store=os.environ.get("SHOP_STORE", "redis://localhost:6379/1"),
@@ -72,10 +72,13 @@ else:
         guardrails_lease_seconds=5,
     )
     guardrails = Guardrails(app)
+    # The outage lasts ten seconds, so the breaker looks more often than by default (5 s, doubled up to 30).
+    guardrails.resource("gateway", breaker=CircuitBreaker(open_seconds=1, max_open_seconds=3))
     task = guarded_task(
         key="charge:{order_id}",
         retry=RetryPolicy(max_attempts=ATTEMPTS, base=FIRST_WAIT, cap=LONGEST_WAIT, jitter="equal"),
         permanent=(CardDeclined,),
+        resource="gateway",
     )
 
 

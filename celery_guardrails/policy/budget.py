@@ -1,21 +1,25 @@
-"""How many retries a resource is spared: a budget that first attempts pay into.
+"""How many retries a resource is spared: a bucket of tokens that first attempts pay into.
 
-The form is that of Finagle's ``RetryBudget`` (Twitter, 2016) and Linkerd's: every first attempt pays ``ratio`` of a token in, every
-retry takes one out, tokens live for ``window`` seconds, and a floor keeps retries possible where traffic is low. There floor and
-payments are added; here the larger of the two counts, so that above ``min_per_second / ratio`` first attempts a second the
-calls stay at or below ``1 + ratio`` times the first attempts, whatever the retry settings of the tasks are.
+As in Finagle's ``RetryBudget`` (Twitter, 2016) and Linkerd's, every first attempt pays ``ratio`` of a token in, every retry takes
+one out, and a floor keeps retries possible where traffic is low. Two things are other than there. Floor and payments are not added:
+the larger of the two counts, so that above ``min_per_second / ratio`` first attempts a second the calls stay at or below
+``1 + ratio`` times the first attempts, whatever the retry settings of the tasks are. And first attempts pay for
+retries at their own time: what is not used is not kept for a window, or a fleet that has done well for ten seconds at a thousand
+calls a second would have a thousand retries to spare, and spend them at the very moment that the resource dies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GuardrailsConfigError
-from .window import Window
 
 __all__ = ["BudgetState", "RetryBudget", "check_numbers", "is_number"]
+
+#: Tokens: what sums of tenths, and of unix times, are off by at most.
+_ROUNDING = 1e-4
 
 
 def is_number(value: object) -> bool:
@@ -42,7 +46,7 @@ class RetryBudget:
     Args:
         ratio: retries for each first attempt, from 0 to 1.
         min_per_second: retries a second that are allowed however few first attempts there are; above 0.
-        window: seconds over which both are counted; at least 1.
+        window: seconds for which the floor's tokens are saved up; at least 1. The bucket holds ``min_per_second * window`` tokens.
         throttled_cost: what a retry costs whose last attempt was throttled (429 and its like), at least 1; others cost 1. The
             AWS SDKs charge kinds of errors differently as well (retry mode ``standard``: 5 of 500, and 10 after a timeout).
 
@@ -64,41 +68,51 @@ class RetryBudget:
             throttled_cost=("a number of at least 1", lambda v: v >= 1),
         )
 
+    @property
+    def size(self) -> float:
+        """Tokens that the bucket holds."""
+        return self.min_per_second * self.window
+
 
 @dataclass(frozen=True)
 class BudgetState:
-    """What was paid in and taken out.
-
-    Both are counted in the same buckets: were what was spent to fade sooner than what paid for it, it would be spent again.
+    """How full the bucket is.
 
     Args:
-        firsts: first attempts.
-        spent: tokens that retries took.
+        missing: tokens that it is short of being full; more than it holds where a retry cost more than that.
+        paid: unix time in seconds up to which the floor has paid, or first attempts in its place.
     """
 
-    firsts: Window = field(default_factory=Window)
-    spent: Window = field(default_factory=Window)
+    missing: float = 0.0
+    paid: float = 0.0
 
-    def allowance(self, budget: RetryBudget, now: float) -> float:
-        """Return the tokens of the present window, taken ones included."""
-        return max(budget.ratio * self.firsts.count(now, budget.window), budget.min_per_second * budget.window)
+    def at(self, budget: RetryBudget, now: float) -> BudgetState:
+        """Return the bucket as it stands at a moment."""
+        if self.paid - now > budget.window + 1.0:  # a clock was set back
+            return BudgetState(self.missing, now)
+        if self.paid >= now:
+            return self
+        return BudgetState(max(0.0, self.missing - budget.min_per_second * (now - self.paid)), now)
 
     def left(self, budget: RetryBudget, now: float) -> float:
-        """Return the tokens that retries may still take."""
-        return max(0.0, self.allowance(budget, now) - self.spent.count(now, budget.window))
+        """Return the tokens that retries may take."""
+        return max(0.0, budget.size - self.at(budget, now).missing)
 
     def affords(self, budget: RetryBudget, cost: float, now: float) -> bool:
-        """Whether a retry may go; one that costs more than there ever is may when nothing was spent."""
-        allowance = self.allowance(budget, now)
-        return self.spent.count(now, budget.window) + min(cost, allowance) <= allowance
+        """Whether a retry may go; one that costs more than the bucket holds may when it is full."""
+        return self.at(budget, now).missing + min(cost, budget.size) <= budget.size + _ROUNDING
 
-    def paid(self, budget: RetryBudget, now: float) -> BudgetState:
-        """Return the state after a first attempt."""
-        return self._counted(1.0, 0.0, budget.window, now)
+    def after_first(self, budget: RetryBudget, now: float) -> BudgetState:
+        """Return the state after a first attempt, which pays in the floor's place for as long as the floor would take for it.
 
-    def taken(self, budget: RetryBudget, cost: float, now: float) -> BudgetState:
+        What the floor has saved up lapses by that: where there are many first attempts, a token or two are enough to draw on.
+        """
+        state = self.at(budget, now)
+        paid = max(state.paid, min(now + budget.window, state.paid + budget.ratio / budget.min_per_second))
+        lapsed = min(budget.min_per_second * (paid - now), max(0.0, budget.size - budget.throttled_cost))
+        return BudgetState(max(lapsed, state.missing - budget.ratio), paid)
+
+    def after_retry(self, budget: RetryBudget, cost: float, now: float) -> BudgetState:
         """Return the state after a retry."""
-        return self._counted(0.0, cost, budget.window, now)
-
-    def _counted(self, firsts: float, spent: float, window: float, now: float) -> BudgetState:
-        return BudgetState(self.firsts.add(firsts, now, window), self.spent.add(spent, now, window))
+        state = self.at(budget, now)
+        return BudgetState(state.missing + cost, state.paid)

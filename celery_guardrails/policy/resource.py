@@ -146,9 +146,9 @@ def ask(
         breaker = breaker.entered(holder, lease=lease, now=now)
     if resource.retry_budget is not None:
         if first:
-            budget = budget.paid(resource.retry_budget, now)
+            budget = budget.after_first(resource.retry_budget, now)
         elif budget.affords(resource.retry_budget, asked.cost, now):
-            budget = budget.taken(resource.retry_budget, asked.cost, now)
+            budget = budget.after_retry(resource.retry_budget, asked.cost, now)
         else:
             return state, Refusal(BUDGET, _ASK_AGAIN)
     if resource.max_concurrency is not None and running >= resource.max_concurrency:

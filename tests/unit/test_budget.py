@@ -15,10 +15,10 @@ START = 1_700_000_000.0
 BUDGET = RetryBudget()
 
 
-def after(firsts: int, budget: RetryBudget = BUDGET, now: float = START) -> BudgetState:
-    state = BudgetState()
+def after(firsts: int, budget: RetryBudget = BUDGET, now: float = START, state: BudgetState | None = None) -> BudgetState:
+    state = state or BudgetState()
     for _ in range(firsts):
-        state = state.paid(budget, now)
+        state = state.after_first(budget, now)
     return state
 
 
@@ -26,56 +26,110 @@ def retries(state: BudgetState, cost: float = 1.0, budget: RetryBudget = BUDGET,
     """Return how many retries go at once, and the state after them."""
     gone = 0
     while state.affords(budget, cost, now):
-        state, gone = state.taken(budget, cost, now), gone + 1
+        state, gone = state.after_retry(budget, cost, now), gone + 1
         assert gone < 100_000
     return gone, state
 
 
+def test_the_bucket_is_full_at_first_and_holds_the_floor_of_a_window() -> None:
+    assert BUDGET.size == 10.0
+    assert BudgetState().left(BUDGET, START) == 10.0
+    assert retries(BudgetState())[0] == 10
+
+
+@pytest.mark.parametrize(("firsts", "allowed"), [(1, 0), (9, 0), (10, 1), (19, 1), (20, 2)])
+def test_first_attempts_pay_for_a_tenth_of_a_retry_each(firsts: int, allowed: int) -> None:
+    _, empty = retries(BudgetState())
+    assert retries(after(firsts, state=empty))[0] == allowed
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(0.9, 0), (1.0, 1), (5.5, 5), (10.0, 10), (1e6, 10)])
+def test_one_a_second_comes_back_without_any_first_attempt(seconds: float, allowed: int) -> None:
+    _, empty = retries(BudgetState())
+    assert retries(empty, now=START + seconds)[0] == allowed
+
+
 @pytest.mark.parametrize(
-    ("firsts", "allowed"),
+    ("firsts_a_second", "allowed"),
     [
-        (0, 10),  # the floor: one a second for ten seconds
-        (99, 10),
-        (100, 10),  # the larger of the two, not their sum
-        (110, 11),
-        (1000, 100),
-        (1009, 100),
+        (0, 10),
+        (5, 10),  # a half of the floor's time is paid for by them: the larger of the two, not their sum
+        (10, 10),
+        (20, 20),
+        (100, 100),
     ],
 )
-def test_retries_are_a_tenth_of_the_first_attempts_but_one_a_second_always(firsts: int, allowed: int) -> None:
-    assert retries(after(firsts))[0] == allowed
+def test_the_larger_of_floor_and_tenth_counts(firsts_a_second: int, allowed: int) -> None:
+    _, state = retries(BudgetState())
+    gone = 0
+    for second in range(10):
+        for n in range(firsts_a_second):
+            at = START + second + n / firsts_a_second
+            state = state.after_first(BUDGET, at)
+            more, state = retries(state, now=at)
+            gone += more
+        more, state = retries(state, now=START + second + 0.999)
+        gone += more
+    more, _ = retries(state, now=START + 10.0)
+    assert gone + more == allowed
+
+
+def test_the_time_that_first_attempts_have_paid_for_is_at_most_a_window() -> None:
+    _, state = retries(after(1000))
+    assert retries(state, now=START + 10.9)[0] == 0
+    assert retries(state, now=START + 11.0)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("firsts", "left"),
+    [
+        (0, 10.0),
+        (10, 9.0),  # a second is paid for that way, and the token that the floor had for it lapses
+        (50, 5.0),
+        (80, 2.0),
+        (10_000, 2.0),  # for the dearest retry at the least
+    ],
+)
+def test_a_fleet_that_has_done_well_has_no_crowd_of_retries_to_spare_when_the_resource_dies(firsts: int, left: float) -> None:
+    assert after(firsts).left(BUDGET, START) == pytest.approx(left, abs=1e-4)
+
+
+def test_what_lapsed_is_saved_up_again_when_first_attempts_are_few() -> None:
+    state = after(10_000)
+    assert state.left(BUDGET, START + 10.0) == pytest.approx(2.0, abs=1e-4)
+    assert state.left(BUDGET, START + 15.0) == pytest.approx(7.0, abs=1e-4)
+    assert state.left(BUDGET, START + 18.0) == pytest.approx(10.0, abs=1e-4)
+    assert after(1, now=START + 30.0, state=state).left(BUDGET, START + 30.0) == pytest.approx(9.9, abs=1e-4)
 
 
 def test_a_throttled_attempt_costs_two() -> None:
     assert retries(after(0), cost=BUDGET.throttled_cost)[0] == 5
 
 
-def test_tokens_come_back_as_the_window_moves_on() -> None:
-    _, spent = retries(after(0))
-    assert not spent.affords(BUDGET, 1.0, START + 10.9)
-    assert spent.affords(BUDGET, 1.0, START + 11.0)  # a tenth of the ten has gone
-    assert retries(spent, now=START + 20.0)[0] == 10
-
-
 def test_what_is_left_is_what_retries_may_take() -> None:
-    state = after(1000)
-    assert state.left(BUDGET, START) == 100.0
-    assert state.taken(BUDGET, 2.0, START).left(BUDGET, START) == 98.0
-    poorer = RetryBudget(ratio=0.01)  # settings that a deploy has changed
-    assert retries(state)[1].left(poorer, START) == 0.0
+    state = BudgetState().after_retry(BUDGET, 2.0, START)
+    assert state.left(BUDGET, START) == 8.0
+    assert state.left(BUDGET, START + 1.0) == 9.0
+    assert state.left(BUDGET, START + 60.0) == 10.0
+    smaller = RetryBudget(window=1)  # settings that a deploy has changed
+    assert state.left(smaller, START) == 0.0
 
 
-def test_what_costs_more_than_there_ever_is_may_go_once_nothing_was_spent() -> None:
+def test_what_costs_more_than_the_bucket_holds_may_go_when_it_is_full_and_is_paid_back() -> None:
     small = RetryBudget(min_per_second=0.05, throttled_cost=4.0)
     state = BudgetState()
     assert state.affords(small, 4.0, START)
-    state = state.taken(small, 4.0, START)
-    assert not state.affords(small, 1.0, START + 19.9)
-    assert state.affords(small, 1.0, START + 20.0)
+    state = state.after_retry(small, 4.0, START)
+    assert state.left(small, START) == 0.0
+    assert not state.affords(small, 1.0, START + 79.9)
+    assert state.affords(small, 1.0, START + 80.0)  # four at 0.05 a second
 
 
 def test_a_ratio_of_nothing_leaves_the_floor() -> None:
-    assert retries(after(1000), budget=RetryBudget(ratio=0, min_per_second=2))[0] == 10 + 10
+    budget = RetryBudget(ratio=0, min_per_second=2)
+    gone, state = retries(after(1000, budget), budget=budget)
+    assert gone == 20  # nothing was paid for in its place
+    assert retries(state, budget=budget, now=START + 3.0)[0] == 6
 
 
 #: Stretches of traffic: seconds, first attempts a second, retries that ask a second, what one costs.
@@ -93,10 +147,10 @@ def spend(traffic: list[tuple[int, int, int, float]]) -> tuple[float, int, float
             for offset, first in events:
                 at = now + offset
                 if first:
-                    state, firsts = state.paid(BUDGET, at), firsts + 1
+                    state, firsts = state.after_first(BUDGET, at), firsts + 1
                 elif state.affords(BUDGET, cost, at):
-                    state, spent = state.taken(BUDGET, cost, at), spent + cost
-                assert state.spent.start == state.firsts.start
+                    state, spent = state.after_retry(BUDGET, cost, at), spent + cost
+                assert 0.0 <= state.missing <= BUDGET.size + 1e-6
             now += 1.0
     return now - START, firsts, spent
 
@@ -105,44 +159,49 @@ def spend(traffic: list[tuple[int, int, int, float]]) -> tuple[float, int, float
 @given(stretches)
 def test_never_more_is_spent_than_the_tenth_and_the_floor_together(traffic: list[tuple[int, int, int, float]]) -> None:
     seconds, firsts, spent = spend(traffic)
-    assert spent <= BUDGET.ratio * firsts + BUDGET.min_per_second * (seconds + BUDGET.window) + 1e-6
+    assert spent <= BUDGET.ratio * firsts + BUDGET.min_per_second * seconds + BUDGET.size + 1e-6
 
 
 @settings(max_examples=40)
 @given(stretches)
 def test_above_ten_first_attempts_a_second_the_calls_stay_at_a_tenth_more(traffic: list[tuple[int, int, int, float]]) -> None:
     _, firsts, spent = spend([(seconds, max(10, first), retry, cost) for seconds, first, retry, cost in traffic])
-    # the first window is spared its floor before there was any traffic: ten tokens, once
-    assert firsts + spent <= 1.1 * firsts + BUDGET.min_per_second * BUDGET.window + 1e-6
-
-
-def test_a_burst_pays_for_its_tenth_once() -> None:
-    """What was spent late in a window and what paid for it early in one fade together, or the half of it would be spent again."""
-    state = BudgetState().taken(BUDGET, 1.0, START)
-    for _ in range(1000):
-        state = state.paid(BUDGET, START + 15.1)
-    spent = 0
-    for seconds in (19.9, 25.0, 29.9):
-        gone, state = retries(state, now=START + seconds)
-        spent += gone
-    assert spent <= 100 + 10  # the floor, once the burst is out of the window
+    # and what was in the bucket: ten tokens, once
+    assert firsts + spent <= 1.1 * firsts + BUDGET.size + 1e-6
 
 
 def test_a_steady_outage_of_every_call_is_amplified_by_a_tenth() -> None:
     _, firsts, spent = spend([(60, 50, 500, 1.0)])
-    assert 1.08 <= (firsts + spent) / firsts <= 1.1
+    assert 1.09 * firsts <= firsts + spent <= 1.1 * firsts + BUDGET.size
 
 
-@given(st.floats(-1e5, 1e5), st.integers(0, 500), st.integers(1, 200))
-def test_a_clock_that_jumps_keeps_nobody_waiting_for_more_than_two_windows(jump: float, firsts: int, spent: int) -> None:
+def test_an_outage_after_good_times_is_amplified_by_a_tenth() -> None:
+    _, _, before = spend([(20, 50, 0, 1.0)])
+    _, firsts, spent = spend([(20, 50, 0, 1.0), (5, 50, 500, 1.0)])
+    assert before == 0
+    assert spent <= 0.1 * (firsts - 20 * 50) + BUDGET.throttled_cost
+
+
+@given(st.floats(-1e5, 1e5), st.integers(0, 500), st.integers(1, 10))
+def test_a_clock_that_jumps_keeps_nobody_waiting_for_long(jump: float, firsts: int, spent: int) -> None:
     state = after(firsts)
     for _ in range(spent):
-        state = state.taken(BUDGET, 1.0, START)
-    assert 0.0 <= state.left(BUDGET, START + jump) <= state.allowance(BUDGET, START + jump)
+        state = state.after_retry(BUDGET, 1.0, START)
     now = START + jump
+    assert 0.0 <= state.left(BUDGET, now) <= BUDGET.size
     while not state.affords(BUDGET, 1.0, now):
-        now += 1.0
-        assert now - START - jump <= 3 * BUDGET.window
+        state, now = state.at(BUDGET, now), now + 1.0
+        assert now - START - jump <= 2 * BUDGET.window + 3.0
+
+
+def test_a_clock_set_back_far_begins_to_pay_anew() -> None:
+    _, empty = retries(after(1000))
+    state = empty.after_first(BUDGET, START - 3600.0)
+    assert state.missing == pytest.approx(empty.missing - 0.1)
+    for _ in range(9):
+        state = state.after_first(BUDGET, START - 3600.0)
+    assert state.affords(BUDGET, 1.0, START - 3600.0)
+    assert retries(state, now=START - 3600.0 + 5.0)[0] == 5
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,22 @@
 -- What celery_guardrails.policy.occupancy says, in Lua. A resource is two keys of one slot:
 --   a string, a msgpack array: {opened, until, since, passed, probe, probe_until, forced, forced_until, arrival,
---                               calls x3, failures x3, firsts x3, spent x3, entered}; a window is start, current, previous
+--                               calls x3, failures x3, missing, paid, entered}; a window is start, current, previous
 --   a sorted set of its slots: holder by the end of its lease
 -- The last five of ARGV: name of the string, name of the set, cost of a retry or effect, fraction for the jitter, settings.
 -- Times are milliseconds, the server's own.
 local STATE, SLOTS, WORD, FRACTION = ARGV[#ARGV - 4], ARGV[#ARGV - 3], ARGV[#ARGV - 2], tonumber(ARGV[#ARGV - 1])
 local OPENED, UNTIL, SINCE, PASSED, PROBE, PROBE_UNTIL, FORCED, FORCED_UNTIL, ARRIVAL = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local CALLS, FAILURES, FIRSTS, SPENT, ENTERED = 10, 13, 16, 19, 22
+local CALLS, FAILURES, MISSING, PAID, ENTERED = 10, 13, 16, 17, 18
 local PROBE_WAIT, FIRSTS_FIRST, ASK_AGAIN, JITTER, ROUNDING = 1000, 2000, 500, 0.25, 0.1
 local KEPT = 864000000 -- ten days, and as long as an operator's word lasts
 local numbers = {}
 for word in string.gmatch(ARGV[#ARGV], '%S+') do numbers[#numbers + 1] = tonumber(word) end
 local breaks, failure_rate, min_calls, breaker_window, open_for, max_open, probes = unpack(numbers, 1, 7)
-local budgeted, ratio, floor, budget_window, most, per_ms, burst = unpack(numbers, 8, 14)
+local budgeted, ratio, floor, budget_window, dearest, most, per_ms, burst = unpack(numbers, 8, 15)
 local function load_state()
   local raw = redis.call('GET', STATE)
   if raw then return cmsgpack.unpack(raw) end
-  return {0, 0, 0, 0, '', 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+  return {0, 0, 0, 0, '', 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 end
 local function save_state(s)
   redis.call('SET', STATE, cmsgpack.pack(s), 'PX', KEPT + math.max(0, math.ceil(s[FORCED_UNTIL] - now)))
@@ -36,6 +36,13 @@ end
 local function add(s, at, amount, length)
   roll(s, at, length)
   s[at + 1] = s[at + 1] + amount
+end
+local function fill(s)
+  if s[PAID] - now > budget_window + 1000 then
+    s[PAID] = now
+  elseif s[PAID] < now then
+    s[MISSING], s[PAID] = math.max(0, s[MISSING] - floor * (now - s[PAID]) / 1000), now
+  end
 end
 local function override(s)
   if s[FORCED] ~= '' and now < s[FORCED_UNTIL] then return s[FORCED] end
@@ -68,10 +75,18 @@ local function enter(holder, first, lease)
       local wait = breaker_wait(s, holder, first)
       if wait > 0 then return 'breaker', wait end
     end
-    if budgeted == 1 and not first then
-      local cost = tonumber(WORD)
-      local allowance = math.max(ratio * count(s, FIRSTS, budget_window), floor * budget_window / 1000)
-      if count(s, SPENT, budget_window) + math.min(cost, allowance) > allowance then return 'budget', ASK_AGAIN end
+    if budgeted == 1 then
+      local size, cost = floor * budget_window / 1000, tonumber(WORD)
+      fill(s)
+      if first then
+        s[PAID] = math.max(s[PAID], math.min(now + budget_window, s[PAID] + 1000 * ratio / floor))
+        local lapsed = math.min(floor * (s[PAID] - now) / 1000, math.max(0, size - dearest))
+        s[MISSING] = math.max(lapsed, s[MISSING] - ratio)
+      elseif s[MISSING] + math.min(cost, size) > size + 1e-4 then
+        return 'budget', ASK_AGAIN
+      else
+        s[MISSING] = s[MISSING] + cost
+      end
     end
     if most > 0 and redis.call('ZCARD', SLOTS) >= most then return 'slots', ASK_AGAIN end
     if per_ms > 0 then
@@ -82,10 +97,6 @@ local function enter(holder, first, lease)
       s[ARRIVAL] = math.max(arrival, now) + 1 / per_ms
     end
     if breaks == 1 and condition(s) == 'half-open' then s[PROBE], s[PROBE_UNTIL] = holder, now + lease end
-    if budgeted == 1 then
-      add(s, FIRSTS, first and 1 or 0, budget_window)
-      add(s, SPENT, first and 0 or tonumber(WORD), budget_window)
-    end
     s[ENTERED] = s[ENTERED] + 1
     save_state(s)
   end

@@ -102,7 +102,7 @@ def _settings(resource: Resource) -> str:
     if breaker is not None:
         length, first, most = (1000 * seconds for seconds in (breaker.window, breaker.open_seconds, breaker.max_open_seconds))
         words = [1, breaker.failure_rate, breaker.min_calls, length, first, most, breaker.probes]
-    words += [0, 0, 0, 1000] if budget is None else [1, budget.ratio, budget.min_per_second, 1000 * budget.window]
+    words += [0, 0, 1, 1000, 1] if budget is None else [1, budget.ratio, budget.min_per_second, 1000 * budget.window, budget.throttled_cost]
     words.append(resource.max_concurrency or 0)
     words += [0, 1] if rate is None else [rate.per_second / 1000, rate.burst]
     return " ".join(repr(word) for word in words)
@@ -112,7 +112,7 @@ def _view(resource: Resource, answer: Sequence[bytes]) -> ResourceView:
     now, running, *fields = answer
     values: list[Any] = [float(field) if at not in (4, 6) else field.decode() for at, field in enumerate(fields)]
     opened, until, since, passed, probe, probe_until, forced, forced_until, arrival, *counts = values
-    calls, failures, firsts, spent = (Window(counts[at] / 1000, counts[at + 1], counts[at + 2]) for at in (0, 3, 6, 9))
+    calls, failures = (Window(counts[at] / 1000, counts[at + 1], counts[at + 2]) for at in (0, 3))
     breaker = BreakerState(
         int(opened),
         until / 1000,
@@ -125,5 +125,5 @@ def _view(resource: Resource, answer: Sequence[bytes]) -> ResourceView:
         calls,
         failures,
     )
-    state = ResourceState(breaker, BudgetState(firsts, spent), arrival / 1000, int(counts[12]))
+    state = ResourceState(breaker, BudgetState(counts[6], counts[7] / 1000), arrival / 1000, int(counts[8]))
     return view(resource, state, running=int(running), now=int(now) / 1000)

@@ -95,14 +95,14 @@ def _read(record: Record | None) -> Occupancy:
     if record is None or _STEP not in record.steps:
         return Occupancy()
     kept = json.loads(record.steps[_STEP].data)
-    breaker, budget = kept["breaker"], kept["budget"]
+    breaker = kept["breaker"]
     forced = breaker.pop("forced")
     state = ResourceState(
         BreakerState(
             **{**breaker, "calls": Window(*breaker["calls"]), "failures": Window(*breaker["failures"])},
             forced=None if forced is None else Condition(forced),
         ),
-        BudgetState(Window(*budget["firsts"]), Window(*budget["spent"])),
+        BudgetState(**kept["budget"]),
         kept["arrival"],
         kept["entered"],
     )
@@ -114,7 +114,7 @@ def _written(occupancy: Occupancy) -> Record:
     windows = {name: tuple(vars(value).values()) for name, value in vars(state.breaker).items() if isinstance(value, Window)}
     kept = {
         "breaker": {**vars(state.breaker), **windows},
-        "budget": {name: tuple(vars(value).values()) for name, value in vars(state.budget).items()},
+        "budget": vars(state.budget),
         "arrival": state.arrival,
         "entered": state.entered,
         "slots": dict(occupancy.slots),

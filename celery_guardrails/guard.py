@@ -14,6 +14,7 @@ from .errors import LeaseLost, PublishFailed, StoreUnavailable
 from .policy.deadletter import ErrorReport, certify
 from .policy.delivery import Delivery
 from .policy.lease import Claim, ClaimState, Record, RecordState
+from .policy.occupancy import is_first
 from .policy.refusal import refusal
 from .policy.resource import Ask, Tell
 from .policy.verdict import (
@@ -219,7 +220,7 @@ class Guard:
             PublishFailed: the message must stay in its queue.
         """
         verdict = self._decide(delivery, claim, outcome, limits)
-        told = self._told(limits, outcome)
+        told = self._told(limits, outcome, delivery, claim)
         if isinstance(verdict, Complete) and isinstance(outcome, Returned):
             if self._complete(delivery, claim, outcome.value, retention, told):
                 return verdict
@@ -321,19 +322,23 @@ class Guard:
         answer = self._persist("renew", self.patience.release, lambda: self.store.renew([(delivery.key, delivery.holder)], self.lease))
         return answer is None or bool(answer[0])
 
-    def tell(self, delivery: Delivery, limits: Limits, outcome: Outcome) -> None:
+    def tell(self, delivery: Delivery, claim: Claim, limits: Limits, outcome: Outcome) -> None:
         """Tell the task's resource how an execution went whose completion was committed with its effects."""
         if limits.resource is None or not isinstance(self.store, ResourceStore):
             return
-        told = Tell(limits.resource, effect_of(outcome), self.clock.fraction())
-        store = self.store
+        told, store = self._told(limits, outcome, delivery, claim)["tell"], self.store
         self._persist("tell", self.patience.release, lambda: store.tell(told, holder=delivery.holder))
 
-    def _told(self, limits: Limits, outcome: Outcome) -> dict[str, Tell]:
-        """Return what a call that settles says besides of the task's resource; a store that knows none is not told."""
+    def _told(self, limits: Limits, outcome: Outcome, delivery: Delivery | None = None, claim: Claim | None = None) -> dict[str, Tell]:
+        """Return what a call that settles says besides, of the task's resource.
+
+        With delivery and claim it knows what the execution took of the retry budget, which a success gives back.
+        """
         if limits.resource is None:
             return {}
-        return {"tell": Tell(limits.resource, effect_of(outcome), self.clock.fraction())}
+        retry = delivery is not None and claim is not None and not is_first(claim)
+        cost = Ask(limits.resource, delivery.travel.throttled).cost if delivery is not None and retry else 0.0
+        return {"tell": Tell(limits.resource, effect_of(outcome), self.clock.fraction(), cost)}
 
     def _complete(self, delivery: Delivery, claim: Claim, value: Any, retention: float, told: Mapping[str, Tell]) -> bool:
         result = self.codec.encode(value, delivery.task_id)

@@ -193,7 +193,7 @@ class GuardedRun:
         else:
             attempt = attempt_number(self.delivery, self.claim)
             self.guard.emit(events.Completed(self.task.name, self.delivery.task_id, self.delivery.key, attempt))
-            self.guard.tell(self.delivery, self.limits, Returned(value))
+            self.guard.tell(self.delivery, self.claim, self.limits, Returned(value))
         return value
 
     # -- carrying verdicts over -------------------------------------------------------------------------------

@@ -102,6 +102,10 @@ class BudgetState:
         """Whether a retry may go; one that costs more than the bucket holds may when it is full."""
         return self.at(budget, now).missing + min(cost, budget.size) <= budget.size + _ROUNDING
 
+    def _lapsed(self, budget: RetryBudget, paid: float, now: float) -> float:
+        """Return what the floor had saved up for time that first attempts have paid for; the dearest retry stays possible."""
+        return min(budget.min_per_second * max(0.0, paid - now), max(0.0, budget.size - budget.throttled_cost))
+
     def after_first(self, budget: RetryBudget, now: float) -> BudgetState:
         """Return the state after a first attempt, which pays in the floor's place for as long as the floor would take for it.
 
@@ -109,10 +113,19 @@ class BudgetState:
         """
         state = self.at(budget, now)
         paid = max(state.paid, min(now + budget.window, state.paid + budget.ratio / budget.min_per_second))
-        lapsed = min(budget.min_per_second * (paid - now), max(0.0, budget.size - budget.throttled_cost))
-        return BudgetState(max(lapsed, state.missing - budget.ratio), paid)
+        return BudgetState(max(self._lapsed(budget, paid, now), state.missing - budget.ratio), paid)
 
     def after_retry(self, budget: RetryBudget, cost: float, now: float) -> BudgetState:
         """Return the state after a retry."""
         state = self.at(budget, now)
         return BudgetState(state.missing + cost, state.paid)
+
+    def after_success(self, budget: RetryBudget, cost: float, now: float) -> BudgetState:
+        """Return the state after a retry that has succeeded: it gets back what it had cost.
+
+        A resource that answers needs no protection from those who were refused before: they come back as fast as it serves
+        them, and the budget bounds only how many of them are on the way at once. While it is down none succeeds, and none
+        is paid back. The AWS SDKs do the same (retry mode ``standard``, ``release_retry_quota`` of botocore/retries/standard.py).
+        """
+        state = self.at(budget, now)
+        return BudgetState(min(state.missing, max(self._lapsed(budget, state.paid, now), state.missing - cost)), state.paid)

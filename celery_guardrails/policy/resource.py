@@ -105,11 +105,13 @@ class Tell:
         resource: its settings.
         effect: what it says of the resource.
         fraction: uniform random number in ``[0, 1)``, for the breaker's jitter.
+        cost: tokens that it took of the budget, 0 for a first attempt; a success gets them back.
     """
 
     resource: Resource
     effect: Effect = Effect.NEUTRAL
     fraction: float = 0.0
+    cost: float = 0.0
 
 
 class Refusal(NamedTuple):
@@ -163,10 +165,12 @@ def ask(
 
 def tell(state: ResourceState, told: Tell, *, holder: str, now: float) -> ResourceState:
     """Take in how an execution went; its slot is the store's to give back."""
-    breaker = told.resource.breaker
-    if breaker is None:
-        return state
-    return replace(state, breaker=state.breaker.told(breaker, holder, told.effect, fraction=told.fraction, now=now))
+    breaker, budget = told.resource.breaker, told.resource.retry_budget
+    if budget is not None and told.cost and told.effect is Effect.SUCCESS:
+        state = replace(state, budget=state.budget.after_success(budget, told.cost, now))
+    if breaker is not None:
+        state = replace(state, breaker=state.breaker.told(breaker, holder, told.effect, fraction=told.fraction, now=now))
+    return state
 
 
 @dataclass(frozen=True)

@@ -234,3 +234,25 @@ def test_the_edges_are_allowed() -> None:
 )
 def test_what_a_number_is(value: object, is_one: bool) -> None:
     assert is_number(value) is is_one
+
+
+def test_a_retry_that_succeeds_gets_back_what_it_cost() -> None:
+    _, empty = retries(BudgetState())
+    paid_back = empty.after_success(BUDGET, 1.0, START)
+    assert paid_back.left(BUDGET, START) == pytest.approx(1.0)
+    assert retries(empty.after_success(BUDGET, 2.0, START))[0] == 2
+    assert retries(empty.after_success(BUDGET, 99.0, START))[0] == 10, "and no more than the bucket holds"
+
+
+def test_what_lapsed_is_not_paid_back() -> None:
+    busy = after(10_000)
+    _, empty = retries(busy)
+    assert empty.after_success(BUDGET, 10.0, START).left(BUDGET, START) == pytest.approx(busy.left(BUDGET, START))
+
+
+def test_where_all_retries_succeed_any_number_goes_one_after_the_other() -> None:
+    _, state = retries(BudgetState())
+    state = state.after_success(BUDGET, 1.0, START)
+    for _ in range(1000):
+        assert state.affords(BUDGET, 1.0, START)
+        state = state.after_retry(BUDGET, 1.0, START).after_success(BUDGET, 1.0, START)

@@ -128,6 +128,23 @@ def test_a_resource_without_a_breaker_hears_nothing() -> None:
     assert told(ResourceState(), Effect.FAILURE, BARE) == ResourceState()
 
 
+@pytest.mark.parametrize(
+    ("effect", "cost", "left"),
+    [(Effect.SUCCESS, 1.0, 1.0), (Effect.SUCCESS, 2.0, 2.0), (Effect.SUCCESS, 0.0, 0.0),
+     (Effect.FAILURE, 1.0, 0.0), (Effect.NEUTRAL, 1.0, 0.0)],
+)
+@pytest.mark.parametrize("breaker", [None, CircuitBreaker()])
+def test_a_retry_gets_its_tokens_back_when_it_succeeds_and_only_then(
+    effect: Effect, cost: float, left: float, breaker: CircuitBreaker | None
+) -> None:
+    resource = Resource("r", breaker=breaker)
+    empty = ResourceState(budget=BudgetState(missing=10.0, paid=START))
+    after = tell(empty, Tell(resource, effect, cost=cost), holder="h", now=START)
+    assert after.budget.left(RetryBudget(), START) == pytest.approx(left)
+    bare = Resource("r", breaker=breaker, retry_budget=None)
+    assert tell(empty, Tell(bare, effect, cost=cost), holder="h", now=START).budget == empty.budget
+
+
 def test_a_throttled_retry_costs_one_where_there_is_no_budget() -> None:
     assert Ask(BARE, throttled=True).cost == 1.0
     assert Ask(PLAIN, throttled=True).cost == 2.0

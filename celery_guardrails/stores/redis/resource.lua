@@ -2,9 +2,10 @@
 --   a string, a msgpack array: {opened, until, since, passed, probe, probe_until, forced, forced_until, arrival,
 --                               calls x3, failures x3, missing, paid, entered}; a window is start, current, previous
 --   a sorted set of its slots: holder by the end of its lease
--- The last five of ARGV: name of the string, name of the set, cost of a retry or effect, fraction for the jitter, settings.
+-- The last six of ARGV: name of the string, name of the set, effect, cost of a retry, fraction for the jitter, settings.
 -- Times are milliseconds, the server's own.
-local STATE, SLOTS, WORD, FRACTION = ARGV[#ARGV - 4], ARGV[#ARGV - 3], ARGV[#ARGV - 2], tonumber(ARGV[#ARGV - 1])
+local STATE, SLOTS, EFFECT = ARGV[#ARGV - 5], ARGV[#ARGV - 4], ARGV[#ARGV - 3]
+local COST, FRACTION = tonumber(ARGV[#ARGV - 2]), tonumber(ARGV[#ARGV - 1])
 local OPENED, UNTIL, SINCE, PASSED, PROBE, PROBE_UNTIL, FORCED, FORCED_UNTIL, ARRIVAL = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local CALLS, FAILURES, MISSING, PAID, ENTERED = 10, 13, 16, 17, 18
 local PROBE_WAIT, FIRSTS_FIRST, ASK_AGAIN, JITTER, ROUNDING = 1000, 2000, 500, 0.25, 0.1
@@ -44,6 +45,8 @@ local function fill(s)
     s[MISSING], s[PAID] = math.max(0, s[MISSING] - floor * (now - s[PAID]) / 1000), now
   end
 end
+local size = floor * budget_window / 1000
+local function lapsed(s) return math.min(floor * math.max(0, s[PAID] - now) / 1000, math.max(0, size - dearest)) end
 local function override(s)
   if s[FORCED] ~= '' and now < s[FORCED_UNTIL] then return s[FORCED] end
   return nil
@@ -76,16 +79,14 @@ local function enter(holder, first, lease)
       if wait > 0 then return 'breaker', wait end
     end
     if budgeted == 1 then
-      local size, cost = floor * budget_window / 1000, tonumber(WORD)
       fill(s)
       if first then
         s[PAID] = math.max(s[PAID], math.min(now + budget_window, s[PAID] + 1000 * ratio / floor))
-        local lapsed = math.min(floor * (s[PAID] - now) / 1000, math.max(0, size - dearest))
-        s[MISSING] = math.max(lapsed, s[MISSING] - ratio)
-      elseif s[MISSING] + math.min(cost, size) > size + 1e-4 then
+        s[MISSING] = math.max(lapsed(s), s[MISSING] - ratio)
+      elseif s[MISSING] + math.min(COST, size) > size + 1e-4 then
         return 'budget', ASK_AGAIN
       else
-        s[MISSING] = s[MISSING] + cost
+        s[MISSING] = s[MISSING] + COST
       end
     end
     if most > 0 and redis.call('ZCARD', SLOTS) >= most then return 'slots', ASK_AGAIN end
@@ -132,13 +133,16 @@ local function leave(holder)
   local slot = redis.call('ZSCORE', SLOTS, holder)
   if not slot then return end
   redis.call('ZREM', SLOTS, holder)
-  if breaks ~= 1 then return end
-  local effect = WORD
+  local effect, s = EFFECT, load_state()
   if tonumber(slot) <= now then effect = 'neutral' end
-  local s = load_state()
+  local paid_back = budgeted == 1 and COST > 0 and effect == 'success'
+  if paid_back then
+    fill(s)
+    s[MISSING] = math.min(s[MISSING], math.max(lapsed(s), s[MISSING] - COST))
+  end
   local probing = holder ~= '' and s[PROBE] == holder
   if probing then s[PROBE], s[PROBE_UNTIL] = '', 0 end
-  local silent = effect == 'neutral' or override(s)
+  local silent = breaks ~= 1 or effect == 'neutral' or override(s)
   if not silent then told(s, effect, probing) end
-  if probing or not silent then save_state(s) end
+  if paid_back or probing or not silent then save_state(s) end
 end

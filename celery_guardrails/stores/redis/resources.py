@@ -40,7 +40,7 @@ class RedisResources:
         """See :class:`~celery_guardrails.ports.ResourceStore`."""
         calls = []
         for name, holder in slots:
-            words = (*self._names(name), "", 0, "")
+            words = (*self._names(name), *_SILENT)
             calls.append((words[0], holder, max(1, int(lease * 1000)), *words))
         if calls:
             self._guarded(lambda: self._runner.run_many("hold", calls))
@@ -52,24 +52,24 @@ class RedisResources:
             return []
         calls = []
         for resource in wanted:
-            words = (*self._names(resource.name), "", 0, "")
+            words = (*self._names(resource.name), *_SILENT)
             calls.append((words[0], *words))
         answers = self._guarded(lambda: self._runner.run_many("state", calls))
         return [_view(resource, answer) for resource, answer in zip(wanted, answers, strict=True)]
 
     def force(self, name: str, condition: Condition | None, seconds: float) -> None:
         """See :class:`~celery_guardrails.ports.ResourceStore`."""
-        words = (*self._names(name), "", 0, "")
+        words = (*self._names(name), *_SILENT)
         chosen = "" if condition is None else condition.value
         self._guarded(lambda: self._runner.run("force", words[0], chosen, max(1, int(seconds * 1000)), *words))
 
     # -- what goes with a key's own scripts ---------------------------------------------------------------------
 
     def _asked(self, ask: Ask) -> tuple[Any, ...]:
-        return (*self._names(ask.resource.name), ask.cost, 0, _settings(ask.resource))
+        return (*self._names(ask.resource.name), "", ask.cost, 0, _settings(ask.resource))
 
     def _told(self, tell: Tell) -> tuple[Any, ...]:
-        return (*self._names(tell.resource.name), tell.effect.value, tell.fraction, _settings(tell.resource))
+        return (*self._names(tell.resource.name), tell.effect.value, tell.cost, tell.fraction, _settings(tell.resource))
 
     def _names(self, name: str) -> tuple[str, str]:
         return _names(self._namespace, name)
@@ -106,6 +106,10 @@ def _settings(resource: Resource) -> str:
     words.append(resource.max_concurrency or 0)
     words += [0, 1] if rate is None else [rate.per_second / 1000, rate.burst]
     return " ".join(repr(word) for word in words)
+
+
+#: What goes with scripts that neither ask nor tell: no effect, no cost, no fraction, no settings.
+_SILENT = ("", 0, 0, _settings(Resource("nothing", retry_budget=None, breaker=None)))
 
 
 def _view(resource: Resource, answer: Sequence[bytes]) -> ResourceView:

@@ -235,9 +235,10 @@ class Guardrails:
         Raises:
             GuardrailsConfigError: an option is wrong, or the name is declared already with other options.
         """
-        declared = Resource(name, retry_budget, breaker, max_concurrency, Rate.parse(rate))
-        if self._declared.setdefault(name, declared) != declared:
-            raise GuardrailsConfigError(f"resource {name!r} is declared already, with other options: {self._declared[name]!r}")
+        wanted = Resource(name, retry_budget, breaker, max_concurrency, Rate.parse(rate))
+        declared = self._declared.setdefault(name, wanted)
+        if declared != wanted:
+            raise GuardrailsConfigError(f"resource {name!r} is declared already, with other options: {declared!r}")
         return declared
 
     def resources(self) -> list[ResourceView]:

@@ -126,6 +126,8 @@ class Pausing(bootsteps.StartStopStep):
                 view = views[self._sole[queue]]
                 logger.warning("queue %s is not consumed: resource %r lets nobody in (%s)", queue, view.name, view.why)
         for queue in set(self._paused) - wanted:
-            consumer.add_queue(self._paused.pop(queue))
-            consumer.consume()
-            logger.info("queue %s is consumed again", queue)
+            entity = self._paused.pop(queue)
+            if queue in self._consumer.app.amqp.queues.consume_from:  # nobody has cancelled it meanwhile (`celery control`)
+                consumer.add_queue(entity)
+                consumer.consume()
+                logger.info("queue %s is consumed again", queue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..policy.retry import RetryPolicy
 from ..policy.verdict import deadline_of
 from . import beat
 from .options import TaskOptions
-from .running import GuardedRun, running_now
+from .running import GuardedRun, Running, running_now
 from .translate import DEADLINE_FIELD, DELIVERY_FIELD
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ class GuardMixin:
     ) -> Any:
         """As in Celery, and the guard counts it: one attempt is charged, key and history travel on.
 
-        Without ``eta`` and ``countdown`` the wait is the policy's, unless the task sets ``default_retry_delay``.
+        Without ``eta`` and ``countdown`` the wait is the policy's, unless the task sets ``default_retry_delay``: with its jitter,
+        and no shorter than ``exc`` (or the error that is being handled) asks for, by ``Retry-After`` for instance.
         """
         running = running_now.get()
         request = self.request  # type: ignore[attr-defined]
@@ -177,14 +179,16 @@ class GuardMixin:
         if limit is None:
             # Celery raises once retries + 1 is above the limit; our attempts are counted from the message's own history
             max_retries = request.retries + max(0, self.retry_policy.max_attempts - running.attempt)
+        waited = running.delivery.travel.waited
         if eta is None and countdown is None and self.default_retry_delay == CeleryTask.default_retry_delay:  # type: ignore[attr-defined]
-            countdown = self.retry_policy.delay(running.attempt, self.guardrails.clock.fraction())
+            countdown = waited = self._policys_wait(running, exc)
         travel = running.delivery.travel.evolve(
             key=running.delivery.key,
             fingerprint=running.delivery.fingerprint,
             attempts=running.attempt,
             deferrals=0,
             deliveries=running.delivery.travel.deliveries + 1,
+            waited=waited,
             origin=None,
         )
         options["headers"] = {**(request.headers or {}), **(options.get("headers") or {}), TRAVEL_HEADER: travel.to_header()}
@@ -197,6 +201,16 @@ class GuardMixin:
             raise
         running.resubmitted = True  # throw=False: the body goes on, but its successor is on the way
         return answer
+
+    def _policys_wait(self, running: Running, exc: Any) -> float:
+        """Return the seconds that the policy waits after an attempt: also as long as ``exc``, or what is handled now, asks for."""
+        error = exc if isinstance(exc, BaseException) else sys.exc_info()[1]
+        asked = None
+        if error is not None:
+            options = self.guard_options
+            asked = self.guardrails.classify(error, retryable=options.retryable, permanent=options.permanent).retry_after
+        fraction = self.guardrails.clock.fraction()
+        return self.retry_policy.delay(running.attempt, fraction, previous=running.delivery.travel.waited, retry_after=asked)
 
     def replace(self, sig: Any) -> Any:
         """As in Celery; delivered again, the task is not replaced again.

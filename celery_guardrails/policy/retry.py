@@ -1,11 +1,15 @@
 """How long to wait before the next attempt.
 
-The jitters are those of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015:
+The jitters are those of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015
+(https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), with ``n`` from 0 for the first failure:
 
 * ``full``: uniform in ``[0, min(cap, base * 2**n)]``
-* ``equal``: half of the exponential step, plus a uniform half
-* ``decorrelated``: uniform in ``[base, 3 * previous]``, capped
+* ``equal``: half of the exponential step, plus a uniform half of it
+* ``decorrelated``: uniform in ``[base, min(cap, 3 * previous)]``, ``previous`` beginning with ``base``
 * ``none``: the exponential step itself
+
+One thing is different: the article draws the decorrelated wait from ``[base, 3 * previous]`` and cuts it at the cap, so that in
+the end two thirds of all wait exactly the cap, together. Here the range ends at the cap and the draw stays even.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from ..errors import GuardrailsConfigError
 __all__ = ["JITTERS", "RetryPolicy"]
 
 JITTERS = ("full", "equal", "decorrelated", "none")
+#: Where the last tenth of the cap begins: room to spread those who were told to wait as long as the cap, or longer.
+_LAST_TENTH = 0.9
 
 
 def _seconds(value: object) -> bool:
@@ -76,22 +82,27 @@ class RetryPolicy:
             attempt: the attempt that failed, 1-based.
             fraction: a uniform random number in ``[0, 1)``.
             previous: the wait before this attempt in seconds, for ``decorrelated``.
-            retry_after: seconds that the dependency asked for: a floor, itself capped; the jitter is put on top of it
-                (at most as much again, within the cap), so that those who were told the same time do not come back together.
+            retry_after: seconds that the dependency asked for: a floor. Those who were told the same time are spread over
+                the seconds after it: as many as this attempt's own longest wait, or as were asked for where that is more, but
+                never beyond the cap. A wish of the cap or more cannot be granted and spread at once; of these waits the last
+                tenth of the cap is used. Without jitter it is the longer of the two waits, up to the cap.
         """
-        step = longest = self.step(attempt)
-        if self.jitter == "full":
-            wait = step * fraction
-        elif self.jitter == "equal":
-            wait = step / 2 + step / 2 * fraction
+        low, longest = 0.0, self.step(attempt)
+        if self.jitter == "none":
+            return longest if retry_after is None else min(self.cap, max(longest, retry_after))
+        if self.jitter == "equal":
+            low = longest / 2
         elif self.jitter == "decorrelated":
             low = self.base
-            high = max(low, 3 * (previous if previous is not None else self.base))
-            longest = min(self.cap, high)
-            wait = min(self.cap, low + (high - low) * fraction)
-        else:
-            wait = step
+            longest = min(self.cap, max(low, 3 * (low if previous is None else previous)))
         if retry_after is not None and retry_after > 0:
-            # scaled, not cut off: a cut would bring back together those whose own waits are longer than what was asked
-            wait = min(self.cap, retry_after + wait * min(1.0, retry_after / longest))
-        return wait
+            low, longest = self._after(retry_after, longest)
+        return min(self.cap, low + (longest - low) * fraction)
+
+    def _after(self, asked: float, longest: float) -> tuple[float, float]:
+        """Return the range of the waits of those who were asked for ``asked`` seconds.
+
+        It is a range of its own and no ``max()`` or ``min()`` of two waits: a cut brings together all whose waits lie beyond it.
+        """
+        low = asked if asked < self.cap else _LAST_TENTH * self.cap
+        return low, min(self.cap, low + max(asked, longest))

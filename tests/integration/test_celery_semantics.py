@@ -60,6 +60,12 @@ def test_retry_without_a_countdown_waits_as_the_policy_says_and_not_three_minute
     assert state_of(app, name) is RecordState.COMPLETED
 
 
+def test_retry_without_a_countdown_waits_no_shorter_than_the_error_asks_for(app, name):
+    assert app.send("retry_when_told", name, 0.9).get(timeout=15) == name  # the policy's own wait would be 0.1 s
+    first, second = (entry.time for entry in app.ledger.entries(event="start", key=name))
+    assert second - first >= 0.9
+
+
 def test_retry_without_max_retries_ends_with_the_policys_attempts(app, name):
     result = app.send("retry_by_default", name, 99)
     with pytest.raises(ConnectionError, match="asked for"):
@@ -244,7 +250,7 @@ def test_a_task_that_expires_while_it_waits_for_its_time_does_not_run(app, name)
 # -- countdown, eta -------------------------------------------------------------------------------------------------
 
 
-def test_delayed_tasks_wait_in_the_broker_and_not_in_the_worker_and_run_on_time(app, name):
+def test_delayed_and_retried_tasks_wait_in_the_broker_and_not_in_the_worker_and_run_on_time(app, name):
     if app.broker.server is None:
         pytest.skip("only our own server says what its consumers hold")
     wait = 8.0 if app.broker.kind == "redis" else 20.0  # asking RabbitMQ takes seconds on a busy machine
@@ -252,6 +258,10 @@ def test_delayed_tasks_wait_in_the_broker_and_not_in_the_worker_and_run_on_time(
     results = [app.task("effect").apply_async((f"{name}.{number}",), countdown=wait) for number in range(40)]
     at = datetime.now(timezone.utc) + timedelta(seconds=due - time.monotonic())
     results.append(app.task("effect").apply_async((f"{name}.eta",), eta=at))
+    retried = [f"{name}.{how}" for how in ("by_countdown", "by_eta")]
+    results += [app.send("retry_at", key, at.timestamp(), key.rpartition("_")[2]) for key in retried]
+    for key in retried:
+        app.ledger.wait("start", key)
     held = "(unacked)" if app.broker.kind == "redis" else app.queue
     eventually(lambda: app.depth() == 0, wait, because="the worker has seen them all")
     eventually(lambda: app.broker.sizes().get(held, (0, 0))[1] == 0, wait, because="and holds none of them")
@@ -262,9 +272,14 @@ def test_delayed_tasks_wait_in_the_broker_and_not_in_the_worker_and_run_on_time(
     starts = [entry.time for number in range(40) for entry in app.ledger.entries(event="start", key=f"{name}.{number}")]
     starts += [entry.time for entry in app.ledger.entries(event="start", key=f"{name}.eta")]
     assert len(starts) == 41
+    for key in retried:
+        first, second = (entry.time for entry in app.ledger.entries(event="start", key=key))
+        assert first < due - 1
+        starts.append(second)
     assert min(starts) >= due - 0.6, "not before their time"
     assert max(starts) <= due + 4.0, "not much after it"
     assert set(attempts(app, f"{name}.0")) == {1}
+    assert [attempts(app, key) for key in retried] == [[1, 2], [1, 2]]
 
 
 def test_a_wait_in_the_broker_counts_neither_as_attempt_nor_against_the_key(app, name):

@@ -177,9 +177,9 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (RETRYABLE, CLAIMED, FIRST, {"dead_letter": False}, RetryIn(4.0, attempts=1)),
     (RETRYABLE, claimed(crashes=2), FIRST, {}, RetryIn(4.0, attempts=1)),
     # -- throttled: what was asked for, and the jitter on top
-    (THROTTLED, CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1, throttled=True)),
-    (Raised(Classification("throttled", 9999.0)), CLAIMED, FIRST, {}, RetryIn(600.0, attempts=1, throttled=True)),
-    (Raised(Classification("retryable", 100.0)), CLAIMED, FIRST, {}, RetryIn(104.0, attempts=1)),
+    (THROTTLED, CLAIMED, FIRST, {}, RetryIn(150.0, attempts=1, throttled=True)),
+    (Raised(Classification("throttled", 9999.0)), CLAIMED, FIRST, {}, RetryIn(570.0, attempts=1, throttled=True)),
+    (Raised(Classification("retryable", 100.0)), CLAIMED, FIRST, {}, RetryIn(150.0, attempts=1)),
     # -- the attempts are used up
     (RETRYABLE, CLAIMED, LAST, {}, DeadLetterNow("exhausted", attempts=4)),
     (THROTTLED, CLAIMED, LAST, {}, DeadLetterNow("exhausted", attempts=4)),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from celery import Celery
 
-from celery_guardrails import GuardedTask, RetryPolicy, current_execution
+from celery_guardrails import GuardedTask, RetryableError, RetryPolicy, current_execution
 from tests.support.ledger import Ledger
 
 from . import basic
@@ -64,6 +65,25 @@ def make_app(environ: Mapping[str, str]) -> Celery:
                 return "first"
             run.effect()
         return "second"
+
+    @task("retry_when_told")
+    def retry_when_told(self: Any, name: str, asked: float) -> str:
+        """``self.retry(exc=…)`` with an error that carries a wait, once."""
+        with running(self, name) as run:
+            if ledger.count(name, "start") == 1:
+                raise self.retry(exc=RetryableError("busy", retry_after=asked))
+            run.effect()
+        return name
+
+    @task("retry_at")
+    def retry_at(self: Any, name: str, due: float, how: str) -> str:
+        """``self.retry(countdown=…)`` or ``self.retry(eta=…)``, once, for a unix time in seconds."""
+        with running(self, name) as run:
+            if ledger.count(name, "start") == 1:
+                when = {"countdown": due - time.time()} if how == "countdown" else {"eta": datetime.fromtimestamp(due, timezone.utc)}
+                raise self.retry(exc=ConnectionError("asked for"), **when)
+            run.effect()
+        return name
 
     @task("survives_soft_limit", soft_time_limit=1)
     def survives_soft_limit(self: Any, name: str) -> str:

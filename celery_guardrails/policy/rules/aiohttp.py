@@ -14,8 +14,12 @@ _MODULE = "aiohttp.client_exceptions"
 
 
 def _response(error: Any, look: Look) -> Classification:
-    """A response error with a good status is one that is not what it should be: a proxy's page, a cut handshake."""
-    found = answer(error.status, error.headers, look.now)
+    """A response error with a good status is one that is not what it should be: a proxy's page, a cut handshake.
+
+    One that is no HTTP at all comes with a status of 400 that nobody sent, and the parser's error as its cause.
+    """
+    unreadable = type(error.__cause__).__module__ == "aiohttp.http_exceptions"
+    found = None if unreadable else answer(error.status, error.headers, look.now)
     return Classification(RETRYABLE, rule="aiohttp.ClientResponseError") if found is None else found
 
 

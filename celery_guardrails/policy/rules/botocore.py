@@ -1,6 +1,8 @@
 """botocore, and so boto3 and every AWS client.
 
-Codes are those of botocore's own standard retry mode (botocore/retries/standard.py).
+Codes are those of botocore's own standard retry mode (botocore/retries/standard.py), and conflicts with another request
+that ran at the same time, of which the services say that one may try again: S3's and DynamoDB's ("Error handling with
+DynamoDB", "List of S3 error codes").
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ _THROTTLED = frozenset(
 _RETRYABLE = frozenset(
     "RequestTimeout RequestTimeoutException InternalError InternalFailure InternalServerError InternalServerException "
     "ServiceUnavailable ServiceUnavailableException Unavailable IDPCommunicationError ServerException "
+    # another request at the same time
+    "TransactionConflictException ReplicatedWriteConflictException OperationAborted ConditionalRequestConflict "
     # credentials that ran out: the next attempt fetches new ones
     "ExpiredToken ExpiredTokenException RequestExpired".split()
 )
@@ -33,11 +37,23 @@ def _client_error(error: Any, look: Look) -> Classification | None:
     code = response.get("Error", {}).get("Code")
     meta = response.get("ResponseMetadata") or {}
     headers = meta.get("HTTPHeaders") or {}
+    if code == "TransactionCanceledException":
+        return _cancelled(response)
     if code in _THROTTLED:
         return Classification(THROTTLED, retry_after(headers, look.now), f"botocore.{code}")
     if code in _RETRYABLE:
         return Classification(RETRYABLE, retry_after(headers, look.now), f"botocore.{code}")
     return answer(meta.get("HTTPStatusCode"), headers, look.now)
+
+
+def _cancelled(response: Any) -> Classification:
+    """A transaction of DynamoDB says of each item why; the worst counts, as the next attempt meets them all again."""
+    reasons = {reason.get("Code") for reason in response.get("CancellationReasons") or ()} - {"None", None}
+    throttled = {"ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded"}
+    kind = PERMANENT
+    if reasons and reasons <= throttled | {"TransactionConflict"}:
+        kind = THROTTLED if reasons & throttled else RETRYABLE
+    return Classification(kind, rule="botocore.TransactionCanceledException")
 
 
 def _tls(error: Any, _look: Look) -> Classification:
@@ -47,6 +63,8 @@ def _tls(error: Any, _look: Look) -> Classification:
 RULES: Rules = {
     f"{_MODULE}.ClientError": _client_error,
     f"{_MODULE}.SSLError": _tls,
+    # an answer that is not the service's: a proxy's page
+    **always(RETRYABLE, "botocore.parsers", "ResponseParserError"),
     **always(
         RETRYABLE,
         _MODULE,

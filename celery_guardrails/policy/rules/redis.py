@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..classification import PERMANENT, RETRYABLE, Classification
@@ -11,6 +12,8 @@ __all__ = ["RULES"]
 
 #: First word of an error reply that says "not now" (redis.io, "Redis serialization protocol", simple errors).
 _NOT_NOW = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "NOREPLICAS", "MISCONF", "OOM", "UNBLOCKED"})
+#: What stands before it: redis-py's own words about a pipeline; Redis' up to 6.2 about a script.
+_BEFORE = re.compile(r"^(?:Command # \d+ \(.*\) of pipeline caused error: |(?:ERR )?Error running script .*?: -)", re.DOTALL)
 
 
 def _connection(error: Any, _look: Look) -> Classification:
@@ -18,7 +21,7 @@ def _connection(error: Any, _look: Look) -> Classification:
 
 
 def _reply(error: Any, _look: Look) -> Classification:
-    word = str(error).partition(" ")[0].rstrip(":")
+    word = _BEFORE.sub("", str(error), count=1).partition(" ")[0].rstrip(":")
     return Classification(RETRYABLE if word in _NOT_NOW else PERMANENT, rule="redis.ResponseError")
 
 
@@ -48,6 +51,8 @@ for _package in ("redis", "valkey"):
                 "LockError",
                 "WatchError",
                 "InvalidResponse",
+                # the scripts are gone with a restart or a failover, and are loaded with the next attempt
+                "NoScriptError",
                 "ExternalAuthProviderError",
             ),
             **always(

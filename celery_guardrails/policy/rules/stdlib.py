@@ -19,6 +19,9 @@ def _tls(error: Any, _look: Look) -> Classification:
 
 
 def _http_error(error: Any, look: Look) -> Classification | None:
+    """A redirect is an error here when it leads in a circle or to a scheme that is not followed."""
+    if 300 <= error.code <= 399:
+        return Classification(PERMANENT, rule=f"http.{error.code}")
     return answer(error.code, attribute(error, "headers", "hdrs"), look.now)
 
 

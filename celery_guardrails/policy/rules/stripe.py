@@ -21,11 +21,6 @@ def _connection(error: Any, _look: Look) -> Classification:
     return Classification(PERMANENT if certificate_refused(error) else RETRYABLE, rule="stripe.APIConnectionError")
 
 
-def _api(error: Any, look: Look) -> Classification:
-    found = answer(attribute(error, "http_status"), attribute(error, "headers"), look.now)
-    return found if found is not None else Classification(RETRYABLE, rule="stripe.APIError")
-
-
 def _other(error: Any, look: Look) -> Classification | None:
     """By what the server says of a retry, else by status.
 
@@ -37,6 +32,11 @@ def _other(error: Any, look: Look) -> Classification | None:
     if told or attribute(error, "code") in ("lock_timeout", "idempotency_key_in_use"):
         return Classification(THROTTLED if status == 429 else RETRYABLE, retry_after(headers, look.now), "stripe.should_retry")
     return answer(status, headers, look.now)
+
+
+def _api(error: Any, look: Look) -> Classification:
+    """The class of whatever has no class of its own, a 409 among it."""
+    return _other(error, look) or Classification(RETRYABLE, rule="stripe.APIError")
 
 
 def _refused(name: str) -> Handler:

@@ -12,6 +12,7 @@ import click
 
 from . import keys
 from .base import Command, GetApp
+from .classify import classify
 from .letters import dead_letters
 from .resources import resources
 
@@ -22,10 +23,10 @@ _C = TypeVar("_C", bound=click.Command)
 
 @click.group("guardrails")
 def guardrails(**_preload_options: Any) -> None:
-    """Dead letters, idempotency keys and resources."""
+    """Dead letters, idempotency keys, resources, and what becomes of an error."""
 
 
-for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources):
+for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify):
     guardrails.add_command(_command)
 
 

@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, TypeVar, Union, overload
 
 from ..errors import GuardrailsConfigError, GuardrailsError, PermanentError, RetryableError
 from .classification import KINDS, PERMANENT, POISON, RETRYABLE, THROTTLED, Classification
+from .matches import ErrorMatch, as_tuple, check_matches, full_name, nearest_match
 from .rules import SHIPPED, Look, Rule
 from .rules.http import of_response
 from .rules.table import attribute, seconds
 
-__all__ = ["Classifier", "ErrorMatch", "check_matches"]
+__all__ = ["Classifier", "ErrorMatch", "Explanation", "Reason", "check_matches"]
 
-#: A class, or its name as "module.Class"; the module may be a package that the class is exported from
-#: ("requests.ConnectionError"), and the whole may be a glob ("stripe.*").
-ErrorMatch = Union[type[BaseException], str]
 Answer = Union[Classification, str, bool, None]
 Decider = Callable[[Any], Answer]
 DeciderT = TypeVar("DeciderT", bound=Decider)
@@ -49,26 +47,32 @@ _OURS: tuple[tuple[type[BaseException], Classification], ...] = (
 _SEVERITY = {RETRYABLE: 0, THROTTLED: 1, PERMANENT: 2, POISON: 3}
 
 
-def check_matches(value: Any, option: str) -> tuple[ErrorMatch, ...]:
-    """Return ``retryable=`` or ``permanent=`` of a task as a tuple.
+@dataclass(frozen=True)
+class Reason:
+    """One step on the way to an answer: who spoke about which exception.
 
     Args:
-        value: an exception class, its name as ``"module.Class"``, or several of them.
-        option: the name of the option, for the message.
-
-    Raises:
-        GuardrailsConfigError: for anything else.
+        error: the exception: the one asked about, a cause, or one that is wrapped in it.
+        source: ``"task"``, ``"raised"`` (our own errors), ``"registered"`` or ``"shipped"``.
+        matched: the class of its MRO, or the name of the registered rule, that the answer belongs to.
     """
-    several = tuple(value) if isinstance(value, (tuple, list, set, frozenset)) else (value,)
-    for match in several:
-        if isinstance(match, type) and issubclass(match, BaseException):
-            continue
-        if isinstance(match, str) and "." in match.strip(".") and not any(sign.isspace() for sign in match):
-            continue
-        raise GuardrailsConfigError(
-            f'{option}={match!r}: an exception class, its name as "module.Class" or a glob as "package.*", or a tuple of these, is allowed'
-        )
-    return several
+
+    error: BaseException
+    source: str
+    matched: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Answer of :meth:`Classifier.explain`.
+
+    Args:
+        classification: the answer.
+        reasons: who gave it, the outermost exception first; none for the default.
+    """
+
+    classification: Classification
+    reasons: tuple[Reason, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class _Registered:
     name: str
 
     def __call__(self, error: BaseException) -> Classification | None:
-        if self.matches is not None and _nearest(type(error).__mro__, self.matches) is None:
+        if self.matches is not None and nearest_match(type(error).__mro__, self.matches) is None:
             return None
         try:
             said: Answer = True if self.decide is None else self.decide(error)
@@ -166,7 +170,7 @@ class Classifier:
         matches = check_matches(match, "guardrails.rule(match")
         if kind is None:
             raise GuardrailsConfigError(f"guardrails.rule({match!r}) has no kind: kind={_allowed()} is allowed")
-        label = ", ".join(each if isinstance(each, str) else _full_name(each) for each in matches)
+        label = ", ".join(each if isinstance(each, str) else full_name(each) for each in matches)
         self._add(_Registered(matches, None, kind, retry_after, name or label))
         return None
 
@@ -189,18 +193,60 @@ class Classifier:
             permanent: the task's own, classes or names.
             now: unix time in seconds, for a ``Retry-After`` that is a date.
         """
-        own = (_as_tuple(permanent), _as_tuple(retryable))
+        return self.explain(exc, retryable=retryable, permanent=permanent, now=now).classification
+
+    def explain(
+        self,
+        exc: BaseException,
+        *,
+        retryable: ErrorMatch | tuple[ErrorMatch, ...] = (),
+        permanent: ErrorMatch | tuple[ErrorMatch, ...] = (),
+        now: float | None = None,
+    ) -> Explanation:
+        """Classify an exception and say who gave the answer; the arguments are those of a call."""
+        walk = _Walk(self._registered, self._default, (as_tuple(permanent), as_tuple(retryable)), now)
         try:
-            return _Walk(self._registered, self._default, own, now).full(exc)
+            return Explanation(walk.full(exc), tuple(reversed(walk.why)))
         except Exception as problem:  # noqa: BLE001 - a class that cannot be looked at must not hide the failure it stands for
             warnings.warn(f"{type(exc)!r} could not be classified: {problem!r}", RuntimeWarning, stacklevel=2)
-            return self._default
+            return Explanation(self._default, ())
+
+    def looks_at(self, exc: BaseException) -> tuple[str, ...]:
+        """Return what the shipped rules for its class ask an exception for until one answers; its text is ``"message"``.
+
+        The ``response`` that any error may carry is not among it, unless a rule for its class asks for it.
+        """
+        watched, walk = _Watched(exc), _Walk((), self._default, ((), ()), None)
+        for _, rule in _rules_of(type(exc)):  # type: ignore[arg-type]  # as in _Walk._shipped
+            if rule is _response:
+                continue
+            with suppress(Exception):
+                if isinstance(rule, Classification) or rule(watched, walk) is not None:
+                    break
+        return tuple(watched.asked)
+
+
+class _Watched:
+    """An exception that notes what it is asked for."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+        #: Names, in the order of asking.
+        self.asked: dict[str, None] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.setdefault(name)
+        return getattr(self._error, name)
+
+    def __str__(self) -> str:
+        self.asked.setdefault("message")
+        return str(self._error)
 
 
 class _Walk:
     """One classification: remembers how many exceptions it has looked at. It is what the shipped rules call ``Look``."""
 
-    __slots__ = ("_budget", "_default", "_own", "_registered", "now")
+    __slots__ = ("_budget", "_default", "_own", "_reasons", "_registered", "now", "why")
 
     def __init__(
         self,
@@ -214,14 +260,21 @@ class _Walk:
         self._own = own
         self.now = now
         self._budget = BUDGET
+        self._reasons: list[Reason] = []
+        self.why: list[Reason] = []
 
     def full(self, exc: BaseException) -> Classification:
         """Return the answer of both passes, or the default."""
+        begun = len(self._reasons)
         for link in _causes(exc):
             found = self._said(link)
             if found is not None:
-                return self._with_wait(found, link)
+                why = self._reasons[begun:]
+                answer = self._with_wait(found, link)
+                self.why = why
+                return answer
         found = self.known(exc)
+        self.why = self._reasons[begun:]
         return self._default if found is None else self._with_wait(found, None)
 
     def known(self, error: object) -> Classification | None:
@@ -240,20 +293,22 @@ class _Walk:
         """What people have said of this very exception."""
         mro = type(error).__mro__
         answer: Classification | None = None
-        nearest = len(mro)
+        nearest, source = len(mro), "task"
         for matches, said in zip(self._own, _OWN, strict=True):
-            depth = _nearest(mro, matches) if matches else None
+            depth = nearest_match(mro, matches) if matches else None
             if depth is not None and depth < nearest:
                 nearest, answer = depth, said
         if isinstance(error, GuardrailsError):
             for cls, said in _OURS:
                 if cls in mro and mro.index(cls) < nearest:
-                    nearest, answer = mro.index(cls), said
+                    nearest, answer, source = mro.index(cls), said, "raised"
         if answer is not None:
+            self._reasons.append(Reason(error, source, full_name(mro[nearest])))
             return answer
         for rule in self._registered:
             found = rule(error)
             if found is not None:
+                self._reasons.append(Reason(error, "registered", rule.name))
                 return found
         return None
 
@@ -270,14 +325,13 @@ class _Walk:
         return found if wait == found.retry_after else Classification(found.kind, wait, found.rule)
 
     def _shipped(self, error: BaseException) -> Classification | None:
-        for rule in _rules_of(type(error)):  # type: ignore[arg-type]  # mypy takes the hash of an instance for that of its class
-            if isinstance(rule, Classification):
-                return rule
+        for name, rule in _rules_of(type(error)):  # type: ignore[arg-type]  # mypy takes the hash of an instance for that of its class
             try:
-                found = rule(error, self)
+                found = rule if isinstance(rule, Classification) else rule(error, self)
             except Exception:  # noqa: BLE001, S112 - attributes that are not as the library's own: the next class may do
                 continue
             if found is not None:
+                self._reasons.append(Reason(error, "shipped", name))
                 return found
         return None
 
@@ -287,6 +341,7 @@ class _Walk:
             return None
         worst: Classification | None = None
         longest: float | None = None
+        begun, why = len(self._reasons), self.why
         for member in members:
             if self._budget <= 0 or not isinstance(member, BaseException):
                 break
@@ -294,27 +349,28 @@ class _Walk:
             if found.retry_after is not None:
                 longest = max(found.retry_after, longest or 0.0)
             if worst is None or _SEVERITY[found.kind] > _SEVERITY[worst.kind]:
-                worst = found
+                worst, why = found, self.why
+        self._reasons[begun:] = why  # of the others nobody asks
         return None if worst is None else Classification(worst.kind, longest, worst.rule)
 
 
 @lru_cache(maxsize=1024)
-def _rules_of(cls: type) -> tuple[Rule, ...]:
-    """Return the shipped rules for a class in the order they are asked.
+def _rules_of(cls: type) -> tuple[tuple[str, Rule], ...]:
+    """Return the shipped rules for a class in the order they are asked, each with the name of the class it is for.
 
     The HTTP response that an error carries is looked at before the bases of Python's own: an API client's error may be
     a ``ValueError`` with a 503 in it.
     """
-    found: list[Rule] = []
+    found: list[tuple[str, Rule]] = []
     foreign = True
     for base in cls.__mro__:
         if foreign and base.__module__ == "builtins":
             foreign = False
             if base is not cls:  # Python's own classes carry no response
-                found.append(_response)
-        rule = SHIPPED.get(f"{base.__module__}.{base.__qualname__}")
+                found.append((full_name(cls), _response))
+        rule = SHIPPED.get(full_name(base))
         if rule is not None:
-            found.append(rule)
+            found.append((full_name(base), rule))
     return tuple(found)
 
 
@@ -330,36 +386,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.append(link)
         yield link
         link = link.__cause__
-
-
-def _nearest(mro: tuple[type, ...], matches: tuple[ErrorMatch, ...]) -> int | None:
-    """Return the place in the MRO of the first class that one of the matches is for."""
-    for depth, cls in enumerate(mro):
-        for match in matches:
-            if match is cls or (isinstance(match, str) and _named(cls, match)):
-                return depth
-    return None
-
-
-def _named(cls: type, match: str) -> bool:
-    """Whether a class is known by this name: its own, one of a package above its module, or a glob of its own."""
-    module, name = str(cls.__module__), cls.__qualname__
-    full = f"{module}.{name}"
-    if match == full:
-        return True
-    if "*" in match or "?" in match:
-        return fnmatchcase(full, match)
-    return match.endswith(f".{name}") and module.startswith(match[: -len(name)])
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _as_tuple(value: Any) -> tuple[ErrorMatch, ...]:
-    if isinstance(value, tuple):
-        return value
-    return tuple(value) if isinstance(value, (list, set, frozenset)) else (value,)
 
 
 def _allowed() -> str:

@@ -169,9 +169,7 @@ def claim(
         owner=owner,
         result=None,
     )
-    return taken, Claim(
-        ClaimState.CLAIMED, fence=fence, attempts=known, crashes=crashes, takeover=takeover, steps=record.steps, now=now
-    )
+    return taken, Claim(ClaimState.CLAIMED, fence=fence, attempts=known, crashes=crashes, takeover=takeover, steps=record.steps, now=now)
 
 
 def renew(record: Record | None, *, holder: str, lease: float, now: float) -> tuple[Record | None, bool]:

@@ -160,9 +160,11 @@ def test_connections_that_are_cut_refused_or_too_slow_are_retryable(server: Redi
         blocked = connect(server, client_name=how)
         waiting = threading.Thread(target=lambda: errors.append(raised_by(blocked.blpop, "nothing", 20)))  # noqa: B023 - it is joined here
         waiting.start()
-        number = eventually(
-            lambda how=how: [each["id"] for each in client.client_list() if (each["name"], each["cmd"]) == (how, "blpop")], 10
-        )[0]
+
+        def blocked_clients(name: str = how) -> list[str]:
+            return [each["id"] for each in client.client_list() if (each["name"], each["cmd"]) == (name, "blpop")]
+
+        (number,) = eventually(blocked_clients, 10)
         client.client_unblock(number, error=True) if how == "unblock" else client.client_kill_filter(_id=number)
         waiting.join()
     assert [kind_and_rule(error)[0] for error in errors] == ["retryable"] * 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..classification import PERMANENT, RETRYABLE, THROTTLED, Classification
-from .table import Look, Rules, always, seconds
+from .table import Look, Rules, always, attribute, seconds
 
 __all__ = ["RULES"]
 
 
 def _queue_full(error: Any, _look: Look) -> Classification:
-    return Classification(THROTTLED, seconds(error.retry_after), "guardrails.QueueFull")
+    return Classification(THROTTLED, seconds(attribute(error, "retry_after")), "guardrails.QueueFull")
 
 
 RULES: Rules = {

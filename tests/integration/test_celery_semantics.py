@@ -289,6 +289,20 @@ def test_a_wait_in_the_broker_counts_neither_as_attempt_nor_against_the_key(app,
     assert app.ledger.count(name, "start") == 1
 
 
+def test_tasks_that_were_told_the_same_time_neither_come_before_it_nor_come_together(app, name):
+    asked, number = 2.0, 40
+    keys = [f"{name}.{each}" for each in range(number)]
+    results = [app.send("told_to_wait", key, asked) for key in keys]
+    assert [result.get(timeout=30) for result in results] == keys
+    waits = []
+    for key in keys:
+        first, second = (entry.time for entry in app.ledger.entries(event="start", key=key))
+        waits.append(second - first)
+    assert min(waits) >= asked
+    # evenly over as long again: 10 in each of four half seconds, with a deviation of 2.7
+    assert max(sum(start <= wait < start + asked / 4 for wait in waits) for start in waits) <= 25
+
+
 # -- dead_letter=False ----------------------------------------------------------------------------------------------
 
 

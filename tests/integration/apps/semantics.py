@@ -75,6 +75,15 @@ def make_app(environ: Mapping[str, str]) -> Celery:
             run.effect()
         return name
 
+    @task("told_to_wait", retry=RetryPolicy(max_attempts=2, base=0.1))
+    def told_to_wait(self: Any, name: str, asked: float) -> str:
+        """Fails once, as of a dependency that says when to come again."""
+        with running(self, name) as run:
+            if ledger.count(name, "start") == 1:
+                raise RetryableError("busy", retry_after=asked)
+            run.effect()
+        return name
+
     @task("retry_at")
     def retry_at(self: Any, name: str, due: float, how: str) -> str:
         """``self.retry(countdown=…)`` or ``self.retry(eta=…)``, once, for a unix time in seconds."""

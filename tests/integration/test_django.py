@@ -134,6 +134,14 @@ def test_exit_codes_are_0_done_1_failed_2_bad_usage(project):
     project.manage("replay_dead_letters", "--rate", "fast", code=2)
     project.manage("guardrails", "dead-letters", "list", "--nonsense", code=2)
     project.manage("guardrails", "nonsense", code=2)
+    assert "Python has no KeyErr" in project.manage("guardrails", "classify", "KeyErr", code=2).stderr
+
+
+def test_the_management_command_says_what_becomes_of_an_error_as_celerys_does(project):
+    asked = ("guardrails", "classify", "django.db.utils.OperationalError", "--cause", "sqlite3.OperationalError", "--code", "SQLITE_BUSY")
+    said = json.loads(project.manage(*asked, "--json").stdout)
+    assert (said["kind"], said["rule"]) == ("retryable", "sqlite3.SQLITE_BUSY")
+    assert json.loads(project.celery(*asked, "--json").stdout) == said
 
 
 def test_a_broker_that_is_away_is_told_in_one_line(project):

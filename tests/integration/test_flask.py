@@ -149,6 +149,8 @@ def test_the_flask_command_line_has_the_same_commands(flask_app):
     for command in ("list", "groups", "show", "replay", "discard"):
         assert f"\n  {command} " in result.output
     assert runner.invoke(args=["guardrails", "dead-letters", "list", "--reason", "bored"]).exit_code == 2
+    said = runner.invoke(args=["guardrails", "classify", "KeyError"])
+    assert (said.exit_code, said.output.splitlines()[0]) == (0, "builtins.KeyError: permanent")
 
 
 @pytest.mark.parametrize("tasks", ["plain", "as documented"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -13,9 +14,13 @@ __all__ = ["HttpServer"]
 
 
 class HttpServer:
-    """Listens on loopback until :meth:`close`; a test says with :meth:`answer` or :meth:`misbehave` what comes next."""
+    """Listens on loopback until :meth:`close`; a test says with :meth:`answer` or :meth:`misbehave` what comes next.
 
-    def __init__(self) -> None:
+    Args:
+        context: speak TLS with it.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._over = threading.Event()
         self._act: Callable[[_Handler], None] = _Handler.nothing
         server = self
@@ -29,9 +34,13 @@ class HttpServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is what tests are after
+        if context is not None:
+            # the handshake in the thread of the connection: one client that refuses must not end the server
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self._server.server_port}"
 
     def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> str:
         """Answer so from now on; returns the URL."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -122,6 +123,24 @@ def test_a_port_that_nobody_listens_on_and_a_name_that_nobody_knows_are_retryabl
 def test_an_address_that_is_none_is_permanent(client: Client) -> None:
     for url in ("http://", "unknown://host"):
         assert kind_and_rule(raised_by(client, url))[0] == "permanent", url
+
+
+@pytest.fixture(scope="module")
+def self_signed() -> Iterator[HttpServer]:
+    trustme = pytest.importorskip("trustme")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = HttpServer(context)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_certificate_that_nobody_knows_is_permanent_and_what_does_not_speak_tls_is_not(
+    client: Client, server: HttpServer, self_signed: HttpServer
+) -> None:
+    assert kind_and_rule(raised_by(client, self_signed.answer(200)))[0] == "permanent"
+    assert kind_and_rule(raised_by(client, server.answer(200).replace("http:", "https:")))[0] == "retryable"
 
 
 @pytest.mark.parametrize("client", [each for each in CLIENTS if each is not with_urllib3_alone])

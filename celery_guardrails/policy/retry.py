@@ -89,7 +89,7 @@ class RetryPolicy:
         """
         low, longest = 0.0, self.step(attempt)
         if self.jitter == "none":
-            return longest if retry_after is None else min(self.cap, max(longest, retry_after))
+            return min(self.cap, max(longest, retry_after or 0.0))
         if self.jitter == "equal":
             low = longest / 2
         elif self.jitter == "decorrelated":

@@ -23,6 +23,7 @@ TABLE: dict[str, dict[str, str]] = {
             "CapacityNotAvailableError ChecksumError ConnectionError CredentialRetrievalError FlexibleChecksumError "
             "HTTPClientError IncompleteReadError MetadataRetrievalError TokenRetrievalError WaiterError"
         ),
+        "botocore.parsers": "ResponseParserError",
         "builtins": "BlockingIOError ConnectionError EOFError InterruptedError KeyboardInterrupt MemoryError SystemExit TimeoutError",
         "celery.exceptions": "BackendError IncompleteStream TimeoutError WorkerShutdown WorkerTerminate",
         "celery_guardrails.errors": "LeaseLost PublishFailed StoreUnavailable",
@@ -39,10 +40,10 @@ TABLE: dict[str, dict[str, str]] = {
         "queue": "Full",
         "redis.exceptions": (
             "AskError BusyLoadingError ClusterDownError ClusterError ExternalAuthProviderError InvalidResponse LockError "
-            "MasterDownError MovedError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError TimeoutError "
+            "MasterDownError MovedError NoScriptError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError TimeoutError "
             "TryAgainError ValkeyClusterException WatchError"
         ),
-        "requests.exceptions": "ChunkedEncodingError ConnectionError ContentDecodingError JSONDecodeError RetryError Timeout",
+        "requests.exceptions": "ChunkedEncodingError ConnectionError ContentDecodingError JSONDecodeError Timeout",
         "smtplib": "SMTPServerDisconnected",
         "socket": "gaierror herror",
         "sqlalchemy.exc": "DisconnectionError TimeoutError",
@@ -51,11 +52,11 @@ TABLE: dict[str, dict[str, str]] = {
         "urllib.error": "ContentTooShortError",
         "urllib3.exceptions": (
             "ClosedPoolError DecodeError EmptyPoolError FullPoolError IncompleteRead InvalidChunkLength ProtocolError ProxyError "
-            "ResponseError TimeoutError"
+            "TimeoutError"
         ),
         "valkey.exceptions": (
             "AskError BusyLoadingError ClusterDownError ClusterError ExternalAuthProviderError InvalidResponse LockError "
-            "MasterDownError MovedError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError TimeoutError "
+            "MasterDownError MovedError NoScriptError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError TimeoutError "
             "TryAgainError ValkeyClusterException WatchError"
         ),
     },
@@ -151,7 +152,7 @@ TABLE: dict[str, dict[str, str]] = {
         "psycopg2": "DataError Error IntegrityError InterfaceError NotSupportedError OperationalError ProgrammingError",
         "pymysql.err": "DataError Error IntegrityError InterfaceError InternalError NotSupportedError OperationalError ProgrammingError",
         "redis.exceptions": "ConnectionError ResponseError",
-        "requests.exceptions": "HTTPError SSLError",
+        "requests.exceptions": "HTTPError RetryError SSLError",
         "smtplib": "SMTPRecipientsRefused SMTPResponseException",
         "sqlalchemy.exc": "DataError IntegrityError InterfaceError NotSupportedError OperationalError ProgrammingError StatementError",
         "sqlite3": "OperationalError",
@@ -165,7 +166,7 @@ TABLE: dict[str, dict[str, str]] = {
             "RateLimitError SignatureVerificationError StripeError"
         ),
         "urllib.error": "HTTPError URLError",
-        "urllib3.exceptions": "MaxRetryError SSLError",
+        "urllib3.exceptions": "MaxRetryError ResponseError SSLError",
         "valkey.exceptions": "ConnectionError ResponseError",
     },
 }

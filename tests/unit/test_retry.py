@@ -42,6 +42,20 @@ def test_what_the_dependency_asked_for_is_the_floor(
     assert policy.jitter != "none" or wait == min(policy.cap, max(policy.step(attempt), asked))
 
 
+@pytest.mark.parametrize(("asked", "wait"), [(None, 4.0), (3.0, 4.0), (7.0, 7.0), (20.0, 20.0), (99.0, 20.0)])
+def test_without_jitter_the_longer_wait_counts_up_to_the_cap(asked: float | None, wait: float) -> None:
+    assert RetryPolicy(cap=20.0, jitter="none").delay(3, 0.5, retry_after=asked) == wait
+
+
+@pytest.mark.parametrize(
+    ("asked", "low", "high"),
+    [(1.0, 1.0, 5.0), (4.0, 4.0, 8.0), (6.0, 6.0, 12.0), (15.0, 15.0, 20.0), (20.0, 18.0, 20.0), (99.0, 18.0, 20.0)],
+)
+def test_the_range_behind_what_was_asked_for(asked: float, low: float, high: float) -> None:
+    policy = RetryPolicy(cap=20.0)  # its third step is 4 s
+    assert [policy.delay(3, fraction, retry_after=asked) for fraction in (0.0, 0.5)] == [low, (low + high) / 2]
+
+
 @given(policies(st.sampled_from(["full", "equal", "decorrelated"])), attempts, waits, st.floats(1, 1e9))
 def test_those_who_were_told_the_same_time_do_not_come_back_together(
     policy: RetryPolicy, attempt: int, previous: float | None, asked: float

@@ -155,6 +155,23 @@ def test_the_first_word_of_a_reply_of_redis_says_whether_to_come_again(package: 
         assert told(fake(f"{package}.exceptions.ResponseError", text)) == ("permanent", "redis.ResponseError")
 
 
+@pytest.mark.parametrize("package", ["redis", "valkey"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Command # 1 (SET key x) of pipeline caused error: ",
+        "Command # 12 (SET key (of pipeline caused error: ) of\npipeline) of pipeline caused error: ",
+        "ERR Error running script (call to f_c92947): @user_script:1: -",
+        "Error running script (call to f_c92947): @user_script: 1: -",
+    ],
+)
+def test_inside_a_pipeline_or_an_old_servers_script_the_word_stands_behind_others(package: str, before: str) -> None:
+    for word, kind in (("NOREPLICAS", "retryable"), ("MISCONF", "retryable"), ("WRONGTYPE", "permanent"), ("ERR", "permanent")):
+        assert told(fake(f"{package}.exceptions.ResponseError", f"{before}{word} and more")) == (kind, "redis.ResponseError")
+    # what somebody wrote into a key is no word of the server's
+    assert told(fake(f"{package}.exceptions.ResponseError", f"ERR no {before}OOM"))[0] == "permanent"  # type: ignore[index]
+
+
 GRPC = {
     "retryable": "UNAVAILABLE DEADLINE_EXCEEDED ABORTED INTERNAL UNKNOWN CANCELLED",
     "throttled": "RESOURCE_EXHAUSTED",

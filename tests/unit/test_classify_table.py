@@ -40,8 +40,8 @@ TABLE: dict[str, dict[str, str]] = {
         "queue": "Full",
         "redis.exceptions": (
             "AskError BusyLoadingError ClusterDownError ClusterError ExternalAuthProviderError InvalidResponse LockError "
-            "MasterDownError MovedError NoScriptError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError TimeoutError "
-            "TryAgainError ValkeyClusterException WatchError"
+            "MasterDownError MovedError NoScriptError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError "
+            "TimeoutError TryAgainError ValkeyClusterException WatchError"
         ),
         "requests.exceptions": "ChunkedEncodingError ConnectionError ContentDecodingError JSONDecodeError Timeout",
         "smtplib": "SMTPServerDisconnected",
@@ -56,8 +56,8 @@ TABLE: dict[str, dict[str, str]] = {
         ),
         "valkey.exceptions": (
             "AskError BusyLoadingError ClusterDownError ClusterError ExternalAuthProviderError InvalidResponse LockError "
-            "MasterDownError MovedError NoScriptError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError TimeoutError "
-            "TryAgainError ValkeyClusterException WatchError"
+            "MasterDownError MovedError NoScriptError OutOfMemoryError ReadOnlyError RedisClusterException SlotNotCoveredError "
+            "TimeoutError TryAgainError ValkeyClusterException WatchError"
         ),
     },
     "permanent": {

@@ -45,6 +45,7 @@ def test_what_the_dependency_asked_for_is_the_floor(
 @pytest.mark.parametrize(("asked", "wait"), [(None, 4.0), (3.0, 4.0), (7.0, 7.0), (20.0, 20.0), (99.0, 20.0)])
 def test_without_jitter_the_longer_wait_counts_up_to_the_cap(asked: float | None, wait: float) -> None:
     assert RetryPolicy(cap=20.0, jitter="none").delay(3, 0.5, retry_after=asked) == wait
+    assert RetryPolicy(base=0.25, jitter="none").delay(2, 0.5) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from celery_guardrails.errors import GuardrailsConfigError, StoreUnavailable
 from celery_guardrails.policy.lease import ClaimState, RecordState, StoredResult
 from celery_guardrails.ports import IdempotencyStore, TransactionalStore
 from celery_guardrails.stores import open_store
+from celery_guardrails.testing.resource_contract import ResourceContract
 from celery_guardrails.testing.store_contract import StoreContract
 from tests.support import free_port
 from tests.support.postgres import POSTGRES_VARIABLE
@@ -80,6 +81,34 @@ class TestDjangoStoreOnPostgreSQL(DjangoContract):
 
 
 class TestDjangoStoreOnMariaDB(DjangoContract):
+    @pytest.fixture
+    def alias(self, mariadb_alias: str) -> str:
+        return mariadb_alias
+
+
+class DjangoResources(ResourceContract):
+    crowd = 40
+
+    @pytest.fixture
+    def store(self, alias: str) -> Iterator[IdempotencyStore]:
+        store = opened(alias)
+        yield store
+        store.close()
+
+
+class TestDjangoResourcesOnSQLite(DjangoResources):
+    @pytest.fixture
+    def alias(self, sqlite_alias: str) -> str:
+        return sqlite_alias
+
+
+class TestDjangoResourcesOnPostgreSQL(DjangoResources):
+    @pytest.fixture
+    def alias(self, postgres_alias: str) -> str:
+        return postgres_alias
+
+
+class TestDjangoResourcesOnMariaDB(DjangoResources):
     @pytest.fixture
     def alias(self, mariadb_alias: str) -> str:
         return mariadb_alias

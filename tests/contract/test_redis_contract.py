@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from celery_guardrails.policy.lease import ClaimState, RecordState, StoredResult
+from celery_guardrails.testing.resource_contract import ResourceContract
 from celery_guardrails.testing.store_contract import StoreContract
 
 LONG = 30.0
@@ -163,3 +164,17 @@ class TestCluster(RedisContract):
             store.claim(f"{key}.{number}", holder="a", fingerprint=None, lease=LONG)
         assert all(client.dbsize() > 10 for client in servers)
         assert sum(client.dbsize() for client in servers) == 100
+
+
+class TestResourcesBehindSentinels(ResourceContract):
+    one_step = True
+
+    @pytest.fixture
+    def store(self, redis_sentinel, opened, namespace):
+        return opened(redis_sentinel.url(next(_databases)), namespace)
+
+
+class TestResourcesInACluster(ResourceContract):
+    @pytest.fixture
+    def store(self, redis_cluster, opened, namespace):
+        return opened(redis_cluster.url(), namespace)

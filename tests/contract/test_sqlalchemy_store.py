@@ -19,6 +19,7 @@ from celery_guardrails.contrib.sqlalchemy import SQLAlchemyStore, metadata, reco
 from celery_guardrails.policy.lease import ClaimState, RecordState, StoredResult
 from celery_guardrails.ports import IdempotencyStore, TransactionalStore
 from celery_guardrails.stores import open_store
+from celery_guardrails.testing.resource_contract import ResourceContract
 from celery_guardrails.testing.store_contract import StoreContract
 
 RESULT = StoredResult("application/json", "utf-8", b"1", "t")
@@ -211,6 +212,22 @@ class TestPostgreSQLWithPsycopg2(StoreContract, Everywhere):
 
 
 class TestMariaDB(StoreContract, Everywhere):
+    url_fixture = "mariadb_store_url"
+
+
+class Resources(ResourceContract, Everywhere):
+    crowd = 40
+
+
+class TestResourcesOnSqlite(Resources):
+    url_fixture = "sqlite_store_url"
+
+
+class TestResourcesOnPostgreSQL(Resources):
+    url_fixture = "postgres_store_url"
+
+
+class TestResourcesOnMariaDB(Resources):
     url_fixture = "mariadb_store_url"
 
 

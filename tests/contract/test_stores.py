@@ -11,6 +11,7 @@ from celery_guardrails.errors import GuardrailsConfigError, StoreUnavailable
 from celery_guardrails.ports import IdempotencyStore
 from celery_guardrails.stores import open_store
 from celery_guardrails.stores.memory import MemoryStore
+from celery_guardrails.testing.resource_contract import ResourceContract
 from celery_guardrails.testing.store_contract import StoreContract
 
 
@@ -49,6 +50,24 @@ class TestRedisStore(StoreContract):
         assert store.renew([("scripts", "a")], 30) == [True]
         redis.Redis.from_url(redis_url).script_flush()
         assert store.release("scripts", holder="a") is not None
+
+
+class TestResourcesInMemory(ResourceContract):
+    one_step = True
+
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()
+
+
+class TestResourcesInRedis(ResourceContract):
+    one_step = True
+
+    @pytest.fixture
+    def store(self, redis_url: str) -> Iterator[IdempotencyStore]:
+        store = open_store(redis_url, namespace=f"test-{uuid.uuid4().hex}")
+        yield store
+        store.close()
 
 
 @pytest.mark.parametrize("url", ["mongodb://x", "nothing", "redis+nowhere://"])

@@ -46,8 +46,8 @@ class Occupancy:
         """Give a slot back, and take in what its holder says."""
         if holder not in self.slots:
             return self
-        slots = self._live(now)
-        if slots.pop(holder, None) is None:
+        slots = dict(self.slots)
+        if slots.pop(holder) <= now:
             told = Tell(told.resource)  # away for too long: its slot may be another's by now
         return Occupancy(tell(self.state, told, holder=holder, now=now), slots)
 

@@ -36,6 +36,7 @@ PYTHON: dict[str, tuple[str, ...]] = {
     "policy/refusal.py": ("unit/test_refusal.py", "unit/test_guard.py", "unit/test_running.py", "unit/test_verdict.py"),
 }
 _STORE = ("test_stores.py::TestRedisStore", "test_store_machine.py::TestRedisStore", "contract/test_redis_scripts.py")
+_RESOURCE = ("contract/test_resource_script.py", "test_stores.py::TestResourcesInRedis")
 _TAKE = ("integration/test_take_script.py",)
 _DELAY = (
     "test_brokers.py::test_the_pump_says_how_many_it_moved_and_when_to_come_again[redis]",
@@ -44,6 +45,7 @@ _DELAY = (
     "integration/test_delay_scripts.py",
 )
 LUA: dict[str, tuple[str, ...]] = {
+    **{f"stores/redis/{name}.lua": _RESOURCE for name in ("resource", "apart", "enter", "leave", "hold", "force", "state")},
     "stores/redis/": _STORE,
     "worker/": _TAKE,
     "integration/brokers/": _DELAY,
@@ -55,7 +57,7 @@ def files(package: Path, table: dict[str, tuple[str, ...]], ending: str) -> list
     found: list[str] = []
     for name in table:
         found += [name] if not name.endswith("/") else [f"{name}{path.name}" for path in sorted((package / name).glob(f"*{ending}"))]
-    return [name for name in found if (package / name).exists()]
+    return [name for name in dict.fromkeys(found) if (package / name).exists()]
 
 
 def tests_for(file: str) -> tuple[str, ...]:

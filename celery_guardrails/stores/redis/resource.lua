@@ -30,9 +30,13 @@ local function roll(s, at, length)
     s[at], s[at + 1], s[at + 2] = now, 0, 0
   end
 end
+-- to count moves no bucket: where buckets begin depends on when they are moved
 local function count(s, at, length)
-  roll(s, at, length)
-  return s[at + 1] + s[at + 2] * (1 - math.min(1, math.max(0, now - s[at]) / length))
+  local start, current, previous = s[at], s[at + 1], s[at + 2]
+  local passed = math.floor((now - start) / length)
+  if passed > 1 then return 0 end
+  if passed == 1 then start, current, previous = start + length, 0, current end
+  return current + previous * (1 - math.min(1, math.max(0, now - start) / length))
 end
 local function add(s, at, amount, length)
   roll(s, at, length)
@@ -72,8 +76,8 @@ end
 -- Answers nil, or why not and for how many milliseconds.
 local function enter(holder, first, lease)
   local s = load_state()
-  redis.call('ZREMRANGEBYSCORE', SLOTS, '-inf', now)
-  if not redis.call('ZSCORE', SLOTS, holder) then
+  local slot = redis.call('ZSCORE', SLOTS, holder)
+  if not slot or tonumber(slot) <= now then
     if breaks == 1 then
       local wait = breaker_wait(s, holder, first)
       if wait > 0 then return 'breaker', wait end
@@ -89,7 +93,7 @@ local function enter(holder, first, lease)
         s[MISSING] = s[MISSING] + COST
       end
     end
-    if most > 0 and redis.call('ZCARD', SLOTS) >= most then return 'slots', ASK_AGAIN end
+    if most > 0 and redis.call('ZCOUNT', SLOTS, '(' .. int(now), '+inf') >= most then return 'slots', ASK_AGAIN end
     if per_ms > 0 then
       local arrival = s[ARRIVAL]
       if arrival - now > 2 * burst / per_ms + 1000 then arrival = now end
@@ -102,6 +106,7 @@ local function enter(holder, first, lease)
     save_state(s)
   end
   redis.call('ZADD', SLOTS, now + lease, holder)
+  redis.call('ZREMRANGEBYSCORE', SLOTS, '-inf', now)
   redis.call('PEXPIRE', SLOTS, KEPT)
   return nil
 end

@@ -54,7 +54,7 @@ class _OutOfMemory(RetryableError):
 class Running:
     """What the methods of a task that runs right now need to know of the run."""
 
-    __slots__ = ("attempt", "deadline", "delivery", "gave_up", "now", "replaced", "resubmitted")
+    __slots__ = ("attempt", "deadline", "delivery", "gave_up", "now", "replaced", "resubmitted", "said")
 
     def __init__(self, delivery: Delivery, attempt: int, now: Callable[[], float], deadline: float | None = None) -> None:
         self.delivery = delivery
@@ -64,6 +64,8 @@ class Running:
         self.gave_up = False
         self.replaced = False
         self.resubmitted = False
+        #: Kind of the error that ``self.retry()`` was called for.
+        self.said = ""
 
 
 running_now: ContextVar[Running | None] = ContextVar("celery_guardrails_running", default=None)
@@ -122,8 +124,8 @@ class GuardedRun:
                 if self.options.atomic and guarded:
                     return self._atomic(present, args, kwargs)
                 value = self.task._body(args, kwargs)
-        except Retry as exc:
-            self._settle(claim, Resubmitted(self._classify(exc.exc).kind if isinstance(exc.exc, Exception) else ""))
+        except Retry:
+            self._settle(claim, Resubmitted(present.said))
             raise
         except Ignore:
             self._ignored(claim, present, guarded)
@@ -141,7 +143,7 @@ class GuardedRun:
             running_now.reset(token)
         if not guarded:
             return value
-        settled = self._settle(claim, Resubmitted() if present.resubmitted else Returned(value))
+        settled = self._settle(claim, Resubmitted(present.said) if present.resubmitted else Returned(value))
         if isinstance(settled, (Complete, PassThrough)):
             return value
         raise self._overtaken()
@@ -189,7 +191,7 @@ class GuardedRun:
                 raise
             logger.warning("%s[%s] has committed all the same: %r", self.task.name, self.delivery.task_id, exc, exc_info=True)
         if not written:
-            self._settle(self.claim, Resubmitted())
+            self._settle(self.claim, Resubmitted(run.said))
         else:
             attempt = attempt_number(self.delivery, self.claim)
             self.guard.emit(events.Completed(self.task.name, self.delivery.task_id, self.delivery.key, attempt))

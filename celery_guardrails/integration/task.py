@@ -14,12 +14,13 @@ from celery.utils import uuid
 
 from ..errors import GuardrailsConfigError
 from ..execution import Execution, executing
+from ..policy.classification import THROTTLED, Classification
 from ..policy.delivery import TRAVEL_HEADER, Delivery, Travel
 from ..policy.retry import RetryPolicy
 from ..policy.verdict import deadline_of
 from . import beat
 from .options import TaskOptions
-from .running import GuardedRun, Running, running_now
+from .running import GuardedRun, running_now
 from .translate import DEADLINE_FIELD, DELIVERY_FIELD
 
 if TYPE_CHECKING:
@@ -179,9 +180,15 @@ class GuardMixin:
         if limit is None:
             # Celery raises once retries + 1 is above the limit; our attempts are counted from the message's own history
             max_retries = request.retries + max(0, self.retry_policy.max_attempts - running.attempt)
-        waited = running.delivery.travel.waited
+        waited, said = running.delivery.travel.waited, self._said_of(exc)
+        running.said = "" if said is None else said.kind
         if eta is None and countdown is None and self.default_retry_delay == CeleryTask.default_retry_delay:  # type: ignore[attr-defined]
-            countdown = waited = self._policys_wait(running, exc)
+            countdown = waited = self.retry_policy.delay(
+                running.attempt,
+                self.guardrails.clock.fraction(),
+                previous=running.delivery.travel.waited,
+                retry_after=None if said is None else said.retry_after,
+            )
         travel = running.delivery.travel.evolve(
             key=running.delivery.key,
             fingerprint=running.delivery.fingerprint,
@@ -189,6 +196,7 @@ class GuardMixin:
             deferrals=0,
             deliveries=running.delivery.travel.deliveries + 1,
             waited=waited,
+            throttled=said is not None and said.kind == THROTTLED,
             origin=None,
         )
         options["headers"] = {**(request.headers or {}), **(options.get("headers") or {}), TRAVEL_HEADER: travel.to_header()}
@@ -202,15 +210,13 @@ class GuardMixin:
         running.resubmitted = True  # throw=False: the body goes on, but its successor is on the way
         return answer
 
-    def _policys_wait(self, running: Running, exc: Any) -> float:
-        """Return the seconds that the policy waits after an attempt: also as long as ``exc``, or what is handled now, asks for."""
+    def _said_of(self, exc: Any) -> Classification | None:
+        """Return what the rules say of ``exc``, or of the error that is handled now; None where there is none."""
         error = exc if isinstance(exc, BaseException) else sys.exc_info()[1]
-        asked = None
-        if error is not None:
-            options = self.guard_options
-            asked = self.guardrails.classify(error, retryable=options.retryable, permanent=options.permanent).retry_after
-        fraction = self.guardrails.clock.fraction()
-        return self.retry_policy.delay(running.attempt, fraction, previous=running.delivery.travel.waited, retry_after=asked)
+        if error is None:
+            return None
+        options = self.guard_options
+        return self.guardrails.classify(error, retryable=options.retryable, permanent=options.permanent)
 
     def replace(self, sig: Any) -> Any:
         """As in Celery; delivered again, the task is not replaced again.

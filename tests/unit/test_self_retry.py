@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import Retry
 
-from celery_guardrails import GuardedTask, Guardrails, RetryableError, RetryPolicy
+from celery_guardrails import GuardedTask, Guardrails, QueueFull, RetryableError, RetryPolicy
 from celery_guardrails.integration.running import Running, running_now
 from celery_guardrails.policy.delivery import Delivery, Travel
 from celery_guardrails.testing.clock import FakeClock
@@ -83,6 +83,16 @@ def test_it_is_no_shorter_than_the_error_asks_for_given_or_being_handled(retry: 
     assert retry(policy, Travel(), 1, raised=RetryableError(retry_after=9), exc=RetryableError(retry_after=3))[0] == 3
     assert retry(policy, Travel(), 5, exc=RetryableError(retry_after=3))[0] == 16.0
     assert retry(policy, Travel(), 1, exc=KeyError())[0] == 1.0
+
+
+def test_it_remembers_what_the_error_says_of_the_resource(retry: Any) -> None:
+    for error, kind in ((RetryableError(), "retryable"), (QueueFull("q", 9, 8, 1.0), "throttled"), (KeyError(), "permanent")):
+        for how in ("exc", "raised"):
+            _, travel = retry(RetryPolicy(), Travel(throttled=kind != "throttled"), 1, **{how: error})
+            assert travel.throttled is (kind == "throttled"), "its retry costs more of a budget"
+            running = running_now.get()
+            assert running is not None
+            assert running.said == kind
 
 
 def test_what_the_body_says_counts_before_it(retry: Any) -> None:

@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each does its own set-up; variables go on the command line: make demo BROKER=amqp://
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-plain test lint chaos bench coverage mutants build clean
+.PHONY: help demo demo-plain test lint chaos bench bench-fleet coverage mutants build clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -48,6 +48,10 @@ bench: ## The measurements behind the numbers in the documentation
 	@$(BOOTSTRAP) test lint
 	@$(BIN)/python -m tests.support.provision
 	$(BIN)/python -m benchmarks
+
+bench-fleet: ## Ten thousand simulated workers and an outage: figures and picture for docs/fleet.md (two minutes)
+	@$(BOOTSTRAP) bench
+	$(BIN)/python -m benchmarks.fleet
 
 coverage: ## Every test under coverage, workers included
 	@$(BOOTSTRAP) test lint

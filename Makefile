@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each does its own set-up; variables go on the command line: make demo BROKER=amqp://
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-plain test lint chaos bench bench-fleet coverage mutants build clean
+.PHONY: help demo demo-plain test lint chaos bench bench-fleet bench-storm coverage mutants build clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -52,6 +52,10 @@ bench: ## The measurements behind the numbers in the documentation
 bench-fleet: ## Ten thousand simulated workers and an outage: figures and picture for docs/fleet.md (two minutes)
 	@$(BOOTSTRAP) bench
 	$(BIN)/python -m benchmarks.fleet
+
+bench-storm: ## A dependency slows, fails for a minute, heals: figures and picture for docs/storm.md (ten minutes)
+	@$(BOOTSTRAP) test bench
+	$(BIN)/python -m benchmarks.storm --json docs/images/storm.json --plot docs/images/storm
 
 coverage: ## Every test under coverage, workers included
 	@$(BOOTSTRAP) test lint

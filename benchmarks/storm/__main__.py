@@ -145,13 +145,18 @@ def main(argv: list[str] | None = None) -> int:
 def measure(plan: Plan, names: Sequence[str], *, keep: bool) -> dict[str, Any]:
     """Run the contestants one after the other and return the report."""
     directory, began, storms = Path(tempfile.mkdtemp(prefix="gr-storm-")), time.monotonic(), {}
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     about = {**machine(), "load_before": os.getloadavg()[0]}
     try:
         for name in names:
-            storms[name] = run(name, plan, directory / name, lambda text: print(text, file=sys.stderr, flush=True))
+            storms[name] = run(name, plan, directory / name, say)
+            say(f"{name}: {figures(storms[name])}")
     finally:
         if keep:
-            print(f"logs in {directory}", file=sys.stderr)
+            say(f"logs in {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
     about.update(load_after=os.getloadavg()[0], seconds=round(time.monotonic() - began))

@@ -154,7 +154,7 @@ def successes(calls: Iterable[Call]) -> dict[str, float]:
 def series(storm: Storm) -> Series:
     """Return what happened second by second."""
     origin, end = storm.starts["normal"], storm.starts["end"]
-    seconds = math.ceil(end - origin)
+    seconds = round(end - origin)
     calls, first = _bins((call.at for call in storm.calls), origin, seconds), _bins(firsts(storm.calls).values(), origin, seconds)
     ratios: list[float | None] = []
     all_calls = all_firsts = 0

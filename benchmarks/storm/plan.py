@@ -32,11 +32,11 @@ class Plan:
     """
 
     seconds: tuple[float, float, float, float] = (20.0, 15.0, 60.0, 90.0)
-    rate: float = 40.0
+    rate: float = 20.0
     slots: int = 4
     queue: int = 16
-    service: float = 0.05
-    slow_service: float = 0.4
+    service: float = 0.1
+    slow_service: float = 0.8
     hang_every: int = 20
 
     @property

@@ -53,21 +53,22 @@ class Panel:
 def plot(panels: Sequence[Panel], base: Path) -> list[Path]:
     """Write the picture as ``base.svg`` and ``base.png``; return both paths."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 4.0 * len(panels), 8.4), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(1.2 + 4.2 * len(panels), 9.0), layout="constrained", facecolor="white")
         axes = figure.subplots(3, len(panels), sharex=True, sharey="row", squeeze=False)
         for column, panel in enumerate(panels):
             _goodput(axes[0][column], panel)
             _calls(axes[1][column], panel)
             _amplification(axes[2][column], panel)
-            axes[0][column].set_title(panel.title, pad=24)
+            axes[0][column].set_title(panel.title, pad=42)
             axes[2][column].set_xlabel("seconds since the start")
             for row in range(3):
                 _phases(axes[row][column], panel, named=row == 0)
-        for row, label in enumerate(("goodput, tasks/s", "load, calls/s", "amplification so far,\ncalls / first attempts")):
+        for row, label in enumerate(("goodput, tasks/s", "load, calls/s", "amplification so far")):
             axes[row][0].set_ylabel(label)
-            # From the second column on the lines are known.
-            if handles := axes[row][0].get_legend_handles_labels()[0]:
-                axes[row][-1].legend(handles=handles, loc="upper right", fontsize=9, borderaxespad=0.2)
+            axes[row][0].set_ylim(top=axes[row][0].get_ylim()[1] * 1.02)
+            # One row of words above the axes: no line runs through them, and the other columns need none.
+            spot = {"loc": "lower left", "bbox_to_anchor": (0, 1.06 if row == 0 else 1.0), "ncols": 2, "borderaxespad": 0.1}
+            axes[row][0].legend(fontsize=9, handlelength=1.6, columnspacing=1.2, **spot)
         figure.align_ylabels()
         paths = [base.with_suffix(".svg"), base.with_suffix(".png")]
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -85,18 +86,17 @@ def _goodput(axes: Any, panel: Panel) -> None:
 def _calls(axes: Any, panel: Panel) -> None:
     seconds = range(len(panel.series.calls))
     axes.plot(panel.series.calls, color=VERMILION, linewidth=1.4, label="all calls")
-    axes.fill_between(seconds, panel.series.firsts, color=ORANGE, alpha=0.7, linewidth=0, label="first attempts")
+    axes.fill_between(seconds, panel.series.firsts, color=ORANGE, linewidth=0, label="first attempts")
     axes.set_ylim(bottom=0)
 
 
 def _amplification(axes: Any, panel: Panel) -> None:
     ratios = [math.nan if ratio is None else ratio for ratio in panel.series.amplification]
-    axes.plot(ratios, color=BLUE, linewidth=1.8)
+    axes.plot(ratios, color=BLUE, linewidth=1.8, label="calls / first attempts")
     axes.axhline(BAR, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=f"{BAR:g}")
     axes.set_ylim(bottom=1)
-    axes.annotate(
-        f"{ratios[-1]:.2f}", (len(ratios) - 1, ratios[-1]), xytext=(0, 5), textcoords="offset points", ha="right", color=BLUE, weight="bold"
-    )
+    place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axes.annotate(f"{ratios[-1]:.2f}", (len(ratios) - 1, ratios[-1]), color=BLUE, weight="bold", **place)
 
 
 def _phases(axes: Any, panel: Panel, *, named: bool) -> None:
@@ -107,6 +107,6 @@ def _phases(axes: Any, panel: Panel, *, named: bool) -> None:
             axes.axvspan(start, end, color=SHADES[phase], linewidth=0, zorder=0)
         if named:
             middle, above = (start + end) / 2, axes.get_xaxis_transform()
-            axes.text(middle, 1.02, phase, transform=above, ha="center", va="bottom", color=GREY, fontsize=9)
+            axes.text(middle, 1.02, phase, transform=above, ha="center", va="bottom", color=GREY, fontsize=8)
     axes.set_xlim(0, panel.starts["end"])
     axes.set_axisbelow(True)

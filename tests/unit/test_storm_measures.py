@@ -51,6 +51,11 @@ def test_only_the_first_call_of_a_task_is_a_first_attempt_and_only_its_first_suc
     assert len(told.calls) == 50
 
 
+def test_an_answer_that_nobody_waited_for_is_no_success():
+    found = storm(Call(101.0, 103.0, "a", "late"), published={"a": 100.0})
+    assert sum(series(found).goodput) == figures(found).succeeded == 0
+
+
 def test_amplification_is_unknown_before_the_first_call():
     assert series(storm(Call(102.0, 102.1, "a", "ok"), published={"a": 100.0})).amplification[:3] == [None, None, 1.0]
 
@@ -62,7 +67,7 @@ def test_both_amplifications_of_the_outage_count_its_window_only():
             Call(120.0, 120.1, "a", "down"),
             Call(121.0, 121.1, "before", "down"),  # its first call was earlier: a retry
             Call(122.0, 122.1, "a", "down"),
-            Call(129.9, 130.9, "b", "hung"),
+            Call(128.9, 129.9, "b", "hung"),
             Call(130.0, 130.1, "a", "ok"),  # arrived when it had healed
             published={"before": 118.0, "a": 119.5, "b": 120.0, "c": 125.0, "d": 126.0, "e": 129.0, "late": 130.0},
         )

@@ -33,7 +33,7 @@ class Plan:
 
     seconds: tuple[float, float, float, float] = (20.0, 15.0, 60.0, 90.0)
     rate: float = 20.0
-    slots: int = 4
+    slots: int = 5
     queue: int = 16
     service: float = 0.1
     slow_service: float = 0.8

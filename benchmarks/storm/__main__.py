@@ -119,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, draw; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storm", description="A dependency slows, fails, heals: who makes it worse?")
     parser.add_argument("--quick", action="store_true", help="all phases in 24 seconds: a smoke test, not a measurement")
+    phases = " ".join(PHASES)
+    parser.add_argument("--seconds", type=float, nargs=4, metavar="N", help=f"of the phases {phases}; 0 leaves one out")
     parser.add_argument("--rate", type=float, default=Plan.rate, help=f"tasks a second (default {Plan.rate:g})")
     names = ", ".join(CONTESTANTS)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=DEFAULT, metavar="NAME", help=f"of {names}")
@@ -132,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     if chosen.replot is not None:
         told = json.loads(chosen.replot.read_text(encoding="utf-8"))
     else:
-        plan = replace(Plan(), rate=chosen.rate, **({"seconds": QUICK_SECONDS} if chosen.quick else {}))
+        seconds = tuple(chosen.seconds) if chosen.seconds else QUICK_SECONDS if chosen.quick else Plan.seconds
+        plan = replace(Plan(), rate=chosen.rate, seconds=seconds)
         told = measure(plan, chosen.contestants, keep=chosen.keep)
         if chosen.json is not None:
             write(told, chosen.json)

@@ -2,7 +2,7 @@
 
 ``celery`` is set up as a careful team does it: late acknowledgement, nothing lost with a killed child, no more prefetched than runs,
 exponential backoff with full jitter. ``guardrails`` has its defaults and a resource with the defaults; ``guardrails-bare`` is the same
-without the resource, to see what the resource is good for.
+without the resource, to see what the resource is good for; ``guardrails-slots`` lets no more calls in at once than the dependency works on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from celery import Celery, signals
 
 from .call import call_dependency
-from .plan import ATTEMPTS, QUEUE
+from .plan import ATTEMPTS, QUEUE, Plan
 
 TASK = "storm.call"
 
@@ -31,7 +31,7 @@ def make_app(environ: Mapping[str, str]) -> Celery:
         broker_connection_retry_on_startup=True,
     )
     contestant = environ["STORM_CONTESTANT"]
-    decorate = _plain(app) if contestant == "celery" else _guarded(app, environ, resource=contestant == "guardrails")
+    decorate = _plain(app) if contestant == "celery" else _guarded(app, environ, contestant)
     decorate(call_dependency)
     app.finalize()
     return app
@@ -50,13 +50,13 @@ def _plain(app: Celery) -> Callable[..., Any]:
     )
 
 
-def _guarded(app: Celery, environ: Mapping[str, str], *, resource: bool) -> Callable[..., Any]:
+def _guarded(app: Celery, environ: Mapping[str, str], contestant: str) -> Callable[..., Any]:
     from celery_guardrails import GuardedTask, Guardrails, RetryPolicy
 
     guardrails = Guardrails(app, store=environ["STORM_STORE"])
     options: dict[str, Any] = {}
-    if resource:
-        guardrails.resource("gateway")
+    if contestant != "guardrails-bare":
+        guardrails.resource("gateway", max_concurrency=Plan.slots if contestant == "guardrails-slots" else None)
         options["resource"] = "gateway"
     return app.task(name=TASK, base=GuardedTask, shared=False, retry=RetryPolicy(max_attempts=ATTEMPTS), **options)
 

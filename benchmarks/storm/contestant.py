@@ -21,6 +21,7 @@ CONTESTANTS = {
     "dramatiq": "dramatiq, Retries",
     "guardrails": "celery-guardrails, resource",
     "guardrails-bare": "celery-guardrails, no resource",
+    "guardrails-slots": "celery-guardrails, max_concurrency",
 }
 #: What runs where nothing else is asked for.
 DEFAULT = ("celery", "dramatiq", "guardrails")

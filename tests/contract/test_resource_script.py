@@ -228,7 +228,7 @@ class Pair:
         """Everything that Redis has of the resource, in the policy's order."""
         text, slots = self.store._names(NAME)
         _, _, *fields = self.runner.run("state", text, text, slots, "", 0, "")
-        values: list[Any] = [field.decode() if at in (4, 6) else float(field) for at, field in enumerate(fields)]
+        values: list[Any] = [*map(float, fields[:-2]), *(field.decode() for field in fields[-2:])]
         scores = {holder.decode(): score for holder, score in self.runner.client.zrange(slots, 0, -1, withscores=True)}
         return [*values, *itertools.chain(*sorted(scores.items()))]
 
@@ -236,11 +236,11 @@ class Pair:
         """The same of the policy."""
         state = self.policy.state
         breaker = state.breaker
-        values: list[Any] = [breaker.opened, 1000 * breaker.until, 1000 * breaker.since, breaker.passed, breaker.probe]
-        values += [1000 * breaker.probe_until, breaker.forced.value if breaker.forced else "", 1000 * breaker.forced_until]
-        values.append(1000 * state.arrival)
+        values: list[Any] = [breaker.opened, 1000 * breaker.until, 1000 * breaker.since, breaker.passed]
+        values += [1000 * breaker.probe_until, 1000 * breaker.forced_until, 1000 * state.arrival]
         for window in (breaker.calls, breaker.failures, state.budget.firsts, state.budget.spent):
             values += self._window(window)
+        values += [breaker.probe, breaker.forced.value if breaker.forced else ""]
         return [*values, *itertools.chain(*sorted((holder, 1000 * until) for holder, until in self.policy.slots.items()))]
 
     @staticmethod

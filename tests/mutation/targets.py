@@ -45,7 +45,7 @@ _DELAY = (
     "integration/test_delay_scripts.py",
 )
 LUA: dict[str, tuple[str, ...]] = {
-    **{f"stores/redis/{name}.lua": _RESOURCE for name in ("resource", "apart", "enter", "leave", "hold", "force", "state")},
+    **{f"stores/redis/{name}.lua": _RESOURCE for name in ("resource", "ask", "tell", "enter", "leave", "hold", "force", "state")},
     "stores/redis/": _STORE,
     "worker/": _TAKE,
     "integration/brokers/": _DELAY,

@@ -1,3 +1,3 @@
--- In the place of resource.lua, for tasks without a resource.
+-- In the place of resource.lua and ask.lua or tell.lua, for tasks without a resource.
 local function enter() return nil end
 local function leave() end

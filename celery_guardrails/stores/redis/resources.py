@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -95,8 +96,8 @@ def _names(namespace: str, name: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1024)
-def _settings(resource: Resource) -> str:
-    """Return the settings of a resource as ``resource.lua`` reads them."""
+def _settings(resource: Resource) -> bytes:
+    """Return the settings of a resource as ``ask.lua`` and ``tell.lua`` read them."""
     breaker, budget, rate = resource.breaker, resource.retry_budget, resource.rate
     words: list[float] = [0, 1, 1, 1000, 0, 0, 1]
     if breaker is not None:
@@ -105,7 +106,7 @@ def _settings(resource: Resource) -> str:
     words += [0, 0, 1, 1000, 1] if budget is None else [1, budget.ratio, budget.min_per_second, 1000 * budget.window, budget.throttled_cost]
     words.append(resource.max_concurrency or 0)
     words += [0, 1] if rate is None else [rate.per_second / 1000, rate.burst]
-    return " ".join(repr(word) for word in words)
+    return struct.pack(f">{len(words)}d", *words)
 
 
 #: What goes with scripts that neither ask nor tell: no effect, no cost, no fraction, no settings.
@@ -114,20 +115,20 @@ _SILENT = ("", 0, 0, _settings(Resource("nothing", retry_budget=None, breaker=No
 
 def _view(resource: Resource, answer: Sequence[bytes]) -> ResourceView:
     now, running, *fields = answer
-    values: list[Any] = [float(field) if at not in (4, 6) else field.decode() for at, field in enumerate(fields)]
-    opened, until, since, passed, probe, probe_until, forced, forced_until, arrival, *counts = values
+    *numbers, probe, forced = fields
+    opened, until, since, passed, probe_until, forced_until, arrival, entered, *counts = map(float, numbers)
     calls, failures = (Window(counts[at] / 1000, counts[at + 1], counts[at + 2]) for at in (0, 3))
     breaker = BreakerState(
         int(opened),
         until / 1000,
         since / 1000,
         int(passed),
-        probe,
+        probe.decode(),
         probe_until / 1000,
-        Condition(forced) if forced else None,
+        Condition(forced.decode()) if forced else None,
         forced_until / 1000,
         calls,
         failures,
     )
-    state = ResourceState(breaker, BudgetState(counts[6], counts[7] / 1000), arrival / 1000, int(counts[8]))
+    state = ResourceState(breaker, BudgetState(counts[6], counts[7] / 1000), arrival / 1000, int(entered))
     return view(resource, state, running=int(running), now=int(now) / 1000)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from celery_guardrails.policy.breaker import Condition, Effect
 from celery_guardrails.policy.lease import ClaimState, RecordState, StoredResult
+from celery_guardrails.policy.rate import Rate
+from celery_guardrails.policy.resource import Ask, Resource, Tell
 from celery_guardrails.ports import IdempotencyStore
 from celery_guardrails.stores import open_store
 from tests.support import RedisServer
@@ -303,3 +306,69 @@ def test_a_record_that_an_older_release_wrote_is_read_by_its_number(store, clien
     assert store.renew([(key, "a")], LEASE) == [True], "1 is leased"
     write(client, key, 2, "f", 7, 1, "t", "j", "u", "1")
     assert store.claim(key, holder="b", fingerprint="f", lease=LEASE).state is ClaimState.COMPLETED
+
+
+# -- resources ------------------------------------------------------------------------------------------------------
+
+RESOURCE = Resource("api", max_concurrency=5, rate=Rate(100))
+
+
+def asked_of(client: Any) -> dict[str, int]:
+    """Commands since the statistics were reset that came from a client, by the server's count: a script's own come from none."""
+    stats = client.info("commandstats")
+    inside = {"get", "set", "time", "zscore", "zadd", "zrem", "zcount", "zremrangebyscore", "pexpire"}
+    names = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    return {name: count for name, count in names.items() if name not in {*inside, "info", "config|resetstat"}}
+
+
+def a_task(store, key, **resource):
+    """Claim and settle as a guard does."""
+    ask = {"ask": Ask(resource["of"])} if resource else {}
+    tell = {"tell": Tell(resource["of"], Effect.SUCCESS)} if resource else {}
+    claim = store.claim(key, holder="a", fingerprint="f", lease=LEASE, **ask)
+    assert store.complete(key, holder="a", fingerprint="f", fence=claim.fence, result=VALUE, retention=LEASE, **tell)
+
+
+def test_a_task_with_a_resource_makes_no_more_round_trips_than_one_without(store, client, key):
+    for warm in ({}, {"of": RESOURCE}):  # connects, and loads the scripts
+        a_task(store, key + str(warm), **warm)
+    found = []
+    for number, kind in enumerate(({}, {"of": RESOURCE})):
+        client.config_resetstat()
+        for task in range(20):
+            a_task(store, f"{key}.{number}.{task}", **kind)
+        found.append(asked_of(client))
+    assert found == [{"evalsha": 40}, {"evalsha": 40}]
+
+
+def test_what_a_resource_is_asked_while_it_lets_nobody_in_is_one_round_trip(store, client, key):
+    store.force("api", Condition.OPEN, LEASE)
+    store.claim(key, holder="a", fingerprint="f", lease=LEASE, ask=Ask(RESOURCE))
+    client.config_resetstat()
+    assert store.claim(key, holder="a", fingerprint="f", lease=LEASE, ask=Ask(RESOURCE)).state is ClaimState.REFUSED
+    assert asked_of(client) == {"evalsha": 1}
+    assert client.exists(f"{NAMESPACE}:guard:{key}") == 0
+
+
+def test_many_slots_are_held_and_many_resources_looked_at_in_one_round_trip(store, client, key):
+    resources = [Resource(f"api{number}") for number in range(10)]
+    for number, resource in enumerate(resources):
+        store.claim(f"{key}.{number}", holder="a", fingerprint="f", lease=LEASE, ask=Ask(resource))
+    for call in (lambda: store.hold([(one.name, "a") for one in resources], LEASE), lambda: store.view(resources)):
+        call()
+        client.config_resetstat()
+        before = client.info("stats")["total_reads_processed"]
+        call()
+        assert client.info("stats")["total_reads_processed"] - before == 2, "the commands came together; one is this question"
+        assert asked_of(client) == {"evalsha": 10}
+
+
+def test_a_resource_is_forgotten_when_nobody_has_used_it_for_ten_days(store, client, key):
+    ten_days = 10 * 86_400.0
+    a_task(store, key, of=RESOURCE)
+    store.claim(f"{key}.held", holder="b", fingerprint="f", lease=LEASE, ask=Ask(RESOURCE))
+    names = sorted(name.decode() for name in client.keys(f"{NAMESPACE}:resource:*"))
+    assert names == [f"{NAMESPACE}:resource:{{=api}}", f"{NAMESPACE}:resource:{{=api}}:slots"]
+    assert all(ten_days - 10 < client.pttl(name) / 1000 <= ten_days for name in names)
+    store.force("api", Condition.OPEN, 20 * 86_400.0)
+    assert 30 * 86_400.0 - 10 < client.pttl(names[0]) / 1000 <= 30 * 86_400.0, "not before an operator's word is over"

@@ -60,6 +60,7 @@ class Run:
         worker: that runs it.
         effects: what it did, by name.
         recorded: steps that it knows to be recorded.
+        inside: its body has not ended.
         fate: ``"running"``, ``"returned"``, ``"failed"``, ``"overtaken"``, ``"crashed"`` or ``"back"`` (to the queue).
     """
 
@@ -72,6 +73,7 @@ class Run:
     effects: Counter[str] = field(default_factory=Counter)
     recorded: set[str] = field(default_factory=set)
     fate: str = "running"
+    inside: bool = True
 
 
 Body = Callable[["Fleet", Run], Any]
@@ -107,6 +109,8 @@ class Fleet:
         self.limits = limits or Limits(retry=RetryPolicy(max_attempts=4, base=0.5, cap=3.0), max_crashes=10**6)
         self.store, self.broker = Store(world), Broker(world)
         self.runs: list[Run] = []
+        #: Bodies that ran at once with a slot of the resource.
+        self.most = 0
         self.keys = [f"k{number}" for number in range(tasks)]
         #: Task id → key.
         self.published: dict[str, str] = {}
@@ -181,6 +185,18 @@ class Fleet:
         for _ in range(self.world.random.randrange(4)):
             self.world.wait(self.world.random.choice((0.01, 0.2, 2.0)))
             self.world.step()
+            self.look_around()
+
+    def look_around(self) -> None:
+        """Complain if more bodies run than the resource has slots; whose slot ended, because of a fault, does not count."""
+        resource, now = self.limits.resource, self.store.records.now()
+        if resource is None or resource.max_concurrency is None:
+            return
+        running = [run.holder for run in self.runs if run.inside and run.fate == "running"]
+        there = [holder for holder in running if not self.world.faults or self.store.slots.get(holder, 0.0) > now]
+        self.most = max(self.most, len(there))
+        if len(there) > resource.max_concurrency:
+            self.world.complain(f"{len(there)} run at once, and {resource.max_concurrency} may")
 
     def effect(self, run: Run, name: str = "") -> None:
         """Do what must not be done twice."""
@@ -324,7 +340,10 @@ class Worker(Host):
 
     def _renew(self) -> None:
         leases = [(key, holder) for holder, key in self.live.items()]
+        resource = self.fleet.limits.resource
         try:
+            if resource is not None:
+                self.store.hold([(resource.name, holder) for _, holder in leases], LEASE)
             for (_, holder), held in zip(leases, self.store.renew(leases, LEASE), strict=True):
                 if not held:
                     overtaken.mark(holder)
@@ -390,7 +409,12 @@ class Worker(Host):
         execution = current_execution()
         self.run = Run(key, holder, execution.fence, execution.attempt, self.fleet.store.records.now(), self)
         self.fleet.runs.append(self.run)
-        return self.fleet.body(self.fleet, self.run)
+        run = self.run
+        self.fleet.look_around()
+        try:
+            return self.fleet.body(self.fleet, run)
+        finally:
+            run.inside = False
 
     def _handle(self, number: int, message: RawMessage, delivery: Delivery) -> None:
         self.live[delivery.holder] = delivery.key

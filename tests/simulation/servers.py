@@ -15,6 +15,7 @@ from celery_guardrails.policy import lease as transitions
 from celery_guardrails.policy.deadletter import DeathCertificate
 from celery_guardrails.policy.delivery import RawMessage
 from celery_guardrails.policy.lease import Claim, ClaimState, StoredResult
+from celery_guardrails.policy.resource import Ask
 from celery_guardrails.stores.memory import MemoryStore
 from celery_guardrails.testing.memory_broker import MemoryBroker
 
@@ -42,6 +43,8 @@ class Store:
         self.rows: Counter[str] = Counter()
         self.fences: dict[str, int] = {}
         self.grants: dict[str, dict[str, float]] = defaultdict(dict)
+        #: Holder → end of its slot of the resource, as long as it was never late to have it extended.
+        self.slots: dict[str, float] = {}
         #: Key → the fence under which it was completed, and the result.
         self.completed: dict[str, tuple[int, bytes]] = {}
         #: Key and name of a step → the fence under which it was first recorded as done.
@@ -59,9 +62,11 @@ class Store:
         """Whether a holder's lease lives."""
         return self.grants[key].get(holder, 0.0) > self.records.now()
 
-    def _claim(self, claim: Claim, key: str, *, holder: str, lease: float, **_: Any) -> None:
+    def _claim(self, claim: Claim, key: str, *, holder: str, lease: float, ask: Ask | None = None, **_: Any) -> None:
         if claim.state is not ClaimState.CLAIMED:
             return
+        if ask is not None:
+            self.slots[holder] = self.records.now() + lease
         grants, now = self.grants[key], self.records.now()
         if key in self.completed:
             self.world.complain(f"{key} was claimed after its completion")
@@ -83,7 +88,13 @@ class Store:
     def _release(self, _: Any, key: str, *, holder: str, **__: Any) -> None:
         self.grants[key].pop(holder, None)
 
-    def _reset(self, _: bool, key: str, *, holder: str | None = None) -> None:
+    def _hold(self, _: None, slots: list[tuple[str, str]], lease: float) -> None:
+        now = self.records.now()
+        for _name, holder in slots:
+            if self.slots.get(holder, 0.0) > now:
+                self.slots[holder] = now + lease
+
+    def _reset(self, _: bool, key: str, *, holder: str | None = None, **__: Any) -> None:
         self.grants[key].pop(holder or "", None)
 
     def _break_lease(self, _: Any, key: str) -> None:
@@ -149,9 +160,9 @@ class StoreLink:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def over_the_network(*args: Any, **kwargs: Any) -> Any:
             store, world = self._store, self._world
-            if name == "renew":
+            if name in ("renew", "hold"):
                 args = (list(args[0]), *args[1:])
-            keys = [key for key, _ in args[0]] if name == "renew" else args[:1]
+            keys = [key for key, _ in args[0]] if name == "renew" else () if name in ("hold", "tell") else args[:1]
             world.step()
             if world.chance(world.faults / 10):
                 store.away_until = world.now + world.random.uniform(0.5, 4.0)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from celery_guardrails.policy.breaker import CircuitBreaker, Condition
+from celery_guardrails.policy.budget import RetryBudget
+from celery_guardrails.policy.resource import Resource
 from celery_guardrails.policy.retry import RetryPolicy
 from celery_guardrails.policy.verdict import Limits
 
@@ -218,3 +221,54 @@ def test_replayed_dead_letters_go_on_behind_their_last_step(seed: int) -> None:
     fleet.go(lambda: fleet.broker.depth("work.dead") == 0)
     assert set(fleet.store.completed) == set(fleet.keys)
     check_steps(fleet, "reserve", "charge")
+
+
+@every_seed
+def test_a_resource_is_never_overrun_and_all_is_done_when_it_is_well_again(seed: int) -> None:
+    world = World(seed)
+    well = world.start + world.random.uniform(10, 80)
+    resource = Resource(
+        "api",
+        retry_budget=RetryBudget(min_per_second=0.5),
+        breaker=CircuitBreaker(min_calls=3, window=10.0, open_seconds=2.0, max_open_seconds=8.0),
+        max_concurrency=2,
+    )
+    limits = Limits(retry=RetryPolicy(max_attempts=1000, base=0.5, cap=3.0), max_crashes=1000, resource=resource)
+    failures = []
+
+    def body(fleet: Fleet, run: Run) -> Any:
+        fleet.work()
+        if world.now < well:
+            failures.append(world.now)
+            raise ConnectionError
+        return plain(fleet, run)
+
+    fleet = Fleet(world, body, tasks=8, workers=6, limits=limits, operator=True)
+    fleet.go()
+    assert not fleet.letters()
+    assert set(fleet.store.completed) == set(fleet.keys)
+    check_excuses(fleet)
+    (view,) = fleet.store.records.view([resource])
+    assert view.condition is Condition.CLOSED or view.wait <= 8.0 * 1.25
+    assert fleet.most <= 2
+    # each task once, what it takes to notice, and then the budget's floor; without breaker and budget it is twice as many
+    assert len(failures) <= 12 + 0.5 * (well - world.start) + len(fleet.published)
+
+
+@every_seed
+def test_without_faults_a_slot_lasts_as_long_as_its_body(seed: int) -> None:
+    world = World(seed, faults=0.0)
+    resource = Resource("api", max_concurrency=2)
+
+    def body(fleet: Fleet, run: Run) -> Any:
+        for _ in range(6):
+            world.wait(LEASE / 4)
+            fleet.look_around()
+        return plain(fleet, run)
+
+    fleet = Fleet(world, body, workers=6, limits=Limits(resource=resource))
+    fleet.go()
+    assert fleet.most == 2
+    (view,) = fleet.store.records.view([resource])
+    assert (view.running, view.failures, view.condition) == (0, 0, Condition.CLOSED)
+    assert all(fleet.effects(key) == 1 for key in fleet.keys)

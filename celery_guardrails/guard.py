@@ -338,7 +338,7 @@ class Guard:
             return {}
         retry = delivery is not None and claim is not None and not is_first(claim)
         cost = Ask(limits.resource, delivery.travel.throttled).cost if delivery is not None and retry else 0.0
-        return {"tell": Tell(limits.resource, effect_of(outcome), self.clock.fraction(), cost)}
+        return {"tell": Tell(limits.resource, effect_of(outcome), self.clock.fraction(), cost, claim.now if claim is not None else None)}
 
     def _complete(self, delivery: Delivery, claim: Claim, value: Any, retention: float, told: Mapping[str, Tell]) -> bool:
         result = self.codec.encode(value, delivery.task_id)

@@ -143,7 +143,9 @@ class BreakerState:
         """Return the state with the probe's lease extended, if it is this holder's."""
         return replace(self, probe_until=now + lease) if holder and self.probe == holder else self
 
-    def told(self, breaker: CircuitBreaker, holder: str, effect: Effect, *, fraction: float, now: float) -> BreakerState:
+    def told(
+        self, breaker: CircuitBreaker, holder: str, effect: Effect, *, fraction: float, now: float, began: float | None = None
+    ) -> BreakerState:
         """Return the state after an execution has ended.
 
         Args:
@@ -152,13 +154,16 @@ class BreakerState:
             effect: what it says of the resource.
             fraction: uniform random number in ``[0, 1)``.
             now: unix time in seconds.
+            began: unix time in seconds at which it began, or None where nobody knows.
         """
         probing = bool(holder) and self.probe == holder
         state = replace(self, probe="", probe_until=0.0) if probing else self
         if effect is Effect.NEUTRAL or self.override(now) is not None:
             return state
+        # who began before it opened, or before it closed again, says nothing new: a call may hang for a minute
+        if not probing and began is not None and began < self.since <= now:
+            return state
         if self.opened:
-            # who began before it opened says nothing new
             return state._probed(breaker, effect, fraction, now) if probing else state
         calls = self.calls.add(1.0, now, breaker.window)
         failures = self.failures.add(1.0 if effect is Effect.FAILURE else 0.0, now, breaker.window)

@@ -106,12 +106,14 @@ class Tell:
         effect: what it says of the resource.
         fraction: uniform random number in ``[0, 1)``, for the breaker's jitter.
         cost: tokens that it took of the budget, 0 for a first attempt; a success gets them back.
+        began: unix time in seconds at which it was let in, by the store's clock, or None where nobody knows.
     """
 
     resource: Resource
     effect: Effect = Effect.NEUTRAL
     fraction: float = 0.0
     cost: float = 0.0
+    began: float | None = None
 
 
 class Refusal(NamedTuple):
@@ -169,7 +171,9 @@ def tell(state: ResourceState, told: Tell, *, holder: str, now: float) -> Resour
     if budget is not None and told.cost and told.effect is Effect.SUCCESS:
         state = replace(state, budget=state.budget.after_success(budget, told.cost, now))
     if breaker is not None:
-        state = replace(state, breaker=state.breaker.told(breaker, holder, told.effect, fraction=told.fraction, now=now))
+        state = replace(
+            state, breaker=state.breaker.told(breaker, holder, told.effect, fraction=told.fraction, began=told.began, now=now)
+        )
     return state
 
 

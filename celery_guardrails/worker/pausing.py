@@ -26,6 +26,8 @@ logger = get_logger(__name__)
 
 #: Seconds between two looks at the resources: while all is well, and while a queue is paused or a breaker is not closed.
 _CALM, _ALERT = 1.0, 0.5
+#: Seconds after a queue is consumed again: a half-open breaker wants one execution, not all that this worker can take.
+_SOON = 0.1
 
 
 def sole_resources(app: Any) -> dict[str, str]:
@@ -105,6 +107,8 @@ class Pausing(bootsteps.StartStopStep):
         self._views = views
         if wanted != set(self._paused):
             self._consumer.call_soon(self._apply, wanted, views)
+        if set(self._paused) - wanted:
+            return _SOON
         return _ALERT if wanted or any(view.why for view in views.values()) else _CALM
 
     def _report(self, views: Mapping[str, ResourceView]) -> None:

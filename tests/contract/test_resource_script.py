@@ -29,7 +29,7 @@ from celery_guardrails.stores.redis.runner import script_texts, sha_of
 from tests.support import RedisServer
 
 CLOCK = "redis.call('TIME')"
-EXAMPLES = int(os.environ.get("GUARDRAILS_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("GUARDRAILS_EXAMPLES", "25"))
 #: Milliseconds since 1970 at which every history begins.
 START = 1_900_000_000_000
 TICK = 125
@@ -75,6 +75,8 @@ class Leave:
     holder: str
     effect: Effect
     eighths: int
+    cost: float
+    ago: int | None
     by: str
 
 
@@ -131,7 +133,8 @@ _lease = st.sampled_from((125, 1000, 4000, 60_000, 60_000, 60_000))
 _enter = st.builds(Enter, _holder, st.sampled_from((0, 1)), st.booleans(), _lease)
 _effect = st.sampled_from((Effect.FAILURE, Effect.FAILURE, Effect.SUCCESS, Effect.SUCCESS, Effect.NEUTRAL))
 _by = st.sampled_from(("tell", "release", "complete", "reset"))
-_leave = st.builds(Leave, st.one_of(st.just(PROBE), _holder), _effect, st.integers(0, 7), _by)
+_ago = st.sampled_from((None, 0, 1, 4, 16))
+_leave = st.builds(Leave, st.one_of(st.just(PROBE), _holder), _effect, st.integers(0, 7), st.sampled_from((0.0, 1.0, 1.5)), _ago, _by)
 _hold = st.builds(Hold, _holder, _lease)
 _force = st.builds(Force, st.sampled_from((None, *Condition)), st.sampled_from((125, 1000, 4000)))
 _end = st.sampled_from((*[""] * 6, "opened", "opened", "firsts", "probe", "slot", "slot", "forced", "arrival"))
@@ -200,7 +203,8 @@ class Pair:
 
     def _leave(self, resource: Resource, what: Leave) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         holder = (self.policy.state.breaker.probe or "a") if what.holder == PROBE else what.holder
-        told, key = Tell(resource, what.effect, what.eighths / 8), f"k{next(self.numbers)}"
+        began = None if what.ago is None else (self.now - what.ago * TICK) / 1000
+        told, key = Tell(resource, what.effect, what.eighths / 8, what.cost, began), f"k{next(self.numbers)}"
         if what.by == "tell":
             self.store.tell(told, holder=holder)
         elif what.by == "release":
@@ -227,7 +231,7 @@ class Pair:
     def scripts_state(self) -> list[Any]:
         """Everything that Redis has of the resource, in the policy's order."""
         text, slots = self.store._names(NAME)
-        _, _, *fields = self.runner.run("state", text, text, slots, "", 0, "")
+        _, _, *fields = self.runner.run("state", text, text, slots, "", 0, 0, -1, b"")
         values: list[Any] = [*map(float, fields[:-2]), *(field.decode() for field in fields[-2:])]
         scores = {holder.decode(): score for holder, score in self.runner.client.zrange(slots, 0, -1, withscores=True)}
         return [*values, *itertools.chain(*sorted(scores.items()))]
@@ -238,8 +242,10 @@ class Pair:
         breaker = state.breaker
         values: list[Any] = [breaker.opened, 1000 * breaker.until, 1000 * breaker.since, breaker.passed]
         values += [1000 * breaker.probe_until, 1000 * breaker.forced_until, 1000 * state.arrival]
-        for window in (breaker.calls, breaker.failures, state.budget.firsts, state.budget.spent):
+        values.append(state.entered)
+        for window in (breaker.calls, breaker.failures):
             values += self._window(window)
+        values += [state.budget.missing, 1000 * state.budget.paid]
         values += [breaker.probe, breaker.forced.value if breaker.forced else ""]
         return [*values, *itertools.chain(*sorted((holder, 1000 * until) for holder, until in self.policy.slots.items()))]
 
@@ -272,9 +278,8 @@ def test_the_scripts_say_and_keep_what_the_policy_does(client: Any, together: bo
 #: What is in the scripts → what would be wrong: what is found out soon. ``make mutants`` tries the rest.
 BROKEN = {
     "'+inf') >= most": "'+inf') > most",
-    "if passed > 1 then return 0 end": "",
     "'-inf', now)": "'-inf', now - 1)",
-    "math.min(cost, allowance)": "cost",
+    "math.min(cost, size)": "cost",
 }
 
 

@@ -319,3 +319,13 @@ def test_a_wrong_option_is_named_with_what_is_allowed(options: dict[str, Any], t
 
 def test_the_edges_are_allowed() -> None:
     CircuitBreaker(failure_rate=1, min_calls=1, window=1, open_seconds=30, max_open_seconds=30, probes=1)
+
+
+def test_who_began_before_it_closed_again_says_nothing_of_how_it_is_now() -> None:
+    closed = BreakerState(since=START)
+    breaker = CircuitBreaker(min_calls=1)
+    for began, counts in ((START - 0.001, False), (START, True), (None, True)):
+        after = closed.told(breaker, "h", Effect.FAILURE, fraction=0.0, now=START + 30, began=began)
+        assert bool(after.opened) is counts
+    probing = BreakerState(opened=1, until=START, since=START - 5, probe="h", probe_until=START + 60)
+    assert probing.told(breaker, "h", Effect.FAILURE, fraction=0.0, now=START + 1, began=START - 9).opened == 2, "a probe is heard"

@@ -2,9 +2,10 @@
 --   a string: {opened, until, since, passed, probe_until, forced_until, arrival, entered, calls x3, failures x3, missing, paid,
 --              probe, forced} as doubles and zero-ended strings; a window is start, current, previous
 --   a sorted set of its slots: holder by the end of its lease
--- The last six of ARGV: name of the string, name of the set, effect, cost of a retry, fraction for the jitter, settings.
+-- The last seven of ARGV: name of the string, name of the set, effect, cost of a retry, fraction for the jitter,
+-- time of the beginning or -1, settings.
 -- Times are milliseconds, the server's own. struct takes a tenth of the time that cmsgpack takes for so many numbers.
-local STATE, SLOTS, EFFECT, COST, FRACTION, SETTINGS = unpack(ARGV, #ARGV - 5)
+local STATE, SLOTS, EFFECT, COST, FRACTION, BEGAN, SETTINGS = unpack(ARGV, #ARGV - 6)
 local OPENED, UNTIL, SINCE, PASSED, PROBE_UNTIL, FORCED_UNTIL, ARRIVAL, ENTERED = 1, 2, 3, 4, 5, 6, 7, 8
 local CALLS, FAILURES, MISSING, PAID, PROBE, FORCED = 9, 12, 15, 16, 17, 18
 local FORM, SETTINGS_FORM = '>ddddddddddddddddss', '>ddddddddddddddd'

@@ -67,10 +67,11 @@ class RedisResources:
     # -- what goes with a key's own scripts ---------------------------------------------------------------------
 
     def _asked(self, ask: Ask) -> tuple[Any, ...]:
-        return (*self._names(ask.resource.name), "", ask.cost, 0, _settings(ask.resource))
+        return (*self._names(ask.resource.name), "", ask.cost, 0, -1, _settings(ask.resource))
 
     def _told(self, tell: Tell) -> tuple[Any, ...]:
-        return (*self._names(tell.resource.name), tell.effect.value, tell.cost, tell.fraction, _settings(tell.resource))
+        began = -1 if tell.began is None else round(tell.began * 1000)
+        return (*self._names(tell.resource.name), tell.effect.value, tell.cost, tell.fraction, began, _settings(tell.resource))
 
     def _names(self, name: str) -> tuple[str, str]:
         return _names(self._namespace, name)
@@ -109,8 +110,8 @@ def _settings(resource: Resource) -> bytes:
     return struct.pack(f">{len(words)}d", *words)
 
 
-#: What goes with scripts that neither ask nor tell: no effect, no cost, no fraction, no settings.
-_SILENT = ("", 0, 0, _settings(Resource("nothing", retry_budget=None, breaker=None)))
+#: What goes with scripts that neither ask nor tell: no effect, no cost, no fraction, no beginning, no settings.
+_SILENT = ("", 0, 0, -1, _settings(Resource("nothing", retry_budget=None, breaker=None)))
 
 
 def _view(resource: Resource, answer: Sequence[bytes]) -> ResourceView:

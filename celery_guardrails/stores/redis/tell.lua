@@ -1,13 +1,5 @@
 -- Behind resource.lua, for scripts with which an execution ends.
 local JITTER = 0.25
--- to count moves no bucket: where buckets begin depends on when they are moved
-local function count(s, at, length)
-  local start, current, previous = s[at], s[at + 1], s[at + 2]
-  local passed = math.floor((now - start) / length)
-  if passed > 1 or passed < -1 then return 0 end
-  if passed == 1 then start, current, previous = start + length, 0, current end
-  return current + previous * (1 - math.min(1, math.max(0, now - start) / length))
-end
 local function add(s, at, amount, length)
   local passed = math.floor((now - s[at]) / length)
   if passed == 1 then
@@ -16,6 +8,10 @@ local function add(s, at, amount, length)
     s[at], s[at + 1], s[at + 2] = now, 0, 0
   end
   s[at + 1] = s[at + 1] + amount
+end
+-- of buckets that have been added to now
+local function count(s, at, length)
+  return s[at + 1] + s[at + 2] * (1 - math.min(1, math.max(0, now - s[at]) / length))
 end
 local function told(s, effect, probing, failure_rate, min_calls, window, open_for, max_open, probes)
   local function open(times)
@@ -62,7 +58,9 @@ local function leave(holder)
   end
   local probing = breaks == 1 and holder ~= '' and s[PROBE] == holder
   if probing then s[PROBE], s[PROBE_UNTIL] = '', 0 end
-  local silent = breaks ~= 1 or effect == 'neutral' or override(s)
+  local began = tonumber(BEGAN)
+  local late = not probing and began >= 0 and began < s[SINCE] and s[SINCE] <= now
+  local silent = breaks ~= 1 or effect == 'neutral' or late or override(s)
   if not silent then told(s, effect, probing, failure_rate, min_calls, span, open_for, max_open, probes) end
   if paid_back or probing or not silent then save_state(s) end
 end

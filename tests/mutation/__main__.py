@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="guardrails-mutation-") as directory:
         copy = Path(directory)
-        for part in ("celery_guardrails", "tests"):
+        for part in ("benchmarks", "celery_guardrails", "tests"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         results: list[dict[str, Any]] = []

@@ -43,6 +43,11 @@ def test_how_long_one_waits_for_a_probe_and_for_first_attempts() -> None:
     assert CircuitBreaker(failure_rate=0.5, min_calls=10, window=10.0, open_seconds=5.0, max_open_seconds=30.0, probes=2) == BREAKER
 
 
+def test_the_words_that_stores_and_commands_know() -> None:
+    assert [condition.value for condition in Condition] == ["closed", "open", "half-open"]
+    assert [effect.value for effect in Effect] == ["success", "failure", "neutral"]
+
+
 # -- closed → open --------------------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,28 @@ def test_what_lapsed_is_saved_up_again_when_first_attempts_are_few() -> None:
     assert after(1, now=START + 30.0, state=state).left(BUDGET, START + 30.0) == pytest.approx(9.9, abs=1e-4)
 
 
+def test_the_time_that_a_first_attempt_pays_for_is_what_the_floor_takes_for_the_same() -> None:
+    budget = RetryBudget(min_per_second=2)
+    state = after(10, budget)  # a token, and half a second of the floor's time
+    assert state.left(budget, START) == pytest.approx(19.0, abs=1e-4)
+    assert state.left(budget, START + 0.5) == pytest.approx(19.0, abs=1e-4)
+    assert state.left(budget, START + 0.75) == pytest.approx(19.5, abs=1e-4)
+
+
+def test_a_bucket_that_holds_less_than_the_dearest_retry_lapses_by_nothing() -> None:
+    budget = RetryBudget(window=1, throttled_cost=3)
+    assert after(1000, budget).left(budget, START) == 1.0
+
+
+def test_a_bucket_is_full_and_paid_for_by_nobody_at_first() -> None:
+    assert BudgetState() == BudgetState(missing=0.0, paid=0.0)
+
+
+@pytest.mark.parametrize(("ahead", "paid"), [(11.0, 11.0), (11.5, 0.0)])
+def test_more_than_a_window_and_a_second_ahead_is_a_clock_set_back(ahead: float, paid: float) -> None:
+    assert BudgetState(5.0, START + ahead).at(BUDGET, START) == BudgetState(5.0, START + paid)
+
+
 def test_a_throttled_attempt_costs_two() -> None:
     assert retries(after(0), cost=BUDGET.throttled_cost)[0] == 5
 

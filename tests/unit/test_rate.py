@@ -91,6 +91,11 @@ def test_a_clock_set_back_a_little_is_waited_for() -> None:
     assert rate.free(arrival, START - 0.5) == 0.0
 
 
+@pytest.mark.parametrize(("ahead", "wait"), [(3.0, 3.0), (3.5, 0.0)])
+def test_more_than_two_bursts_and_a_second_ahead_is_no_arrival_of_this_rate(ahead: float, wait: float) -> None:
+    assert Rate(1.0).wait(START + ahead, START) == wait
+
+
 def test_a_rate_that_a_deploy_has_raised_is_that_of_the_next_call() -> None:
     arrival = Rate.parse("5/h").called(0.0, START)  # type: ignore[union-attr]
     assert Rate(100.0).wait(arrival, START + 1.0) == 0.0
@@ -106,6 +111,7 @@ def test_a_rate_that_a_deploy_has_raised_is_that_of_the_next_call() -> None:
         ("10/m", Rate(1 / 6)),
         (" 7.2 / h ", Rate(0.002)),
         ("3", Rate(3.0)),
+        ("0.5/s", Rate(0.5)),
         (Rate(5, burst=2), Rate(5, burst=2)),
     ],
 )

@@ -256,6 +256,28 @@ def test_a_wrong_option_is_named_with_what_is_allowed(options: dict[str, Any], t
         Resource(**{"name": "payments", **options})
 
 
+def test_a_name_of_two_hundred_characters_is_allowed_and_a_resource_is_new_at_first() -> None:
+    assert Resource("x" * 200).name == "x" * 200
+    assert ResourceState() == ResourceState(BreakerState(), BudgetState(), 0.0, 0)
+
+
+def test_who_is_let_in_is_counted_and_who_is_refused_is_not() -> None:
+    state, _ = asked(asked(ResourceState(), LIMITED)[0], LIMITED)
+    state, refusal = asked(state, LIMITED)
+    assert refusal is not None
+    assert view(LIMITED, state, running=0, now=START).entered == 2
+
+
+def test_who_tells_only_its_effect_took_no_token() -> None:
+    assert Tell(PLAIN) == Tell(PLAIN, Effect.NEUTRAL, fraction=0.0, cost=0.0)
+
+
+def test_the_view_counts_over_the_breakers_window() -> None:
+    state = told(ResourceState(), Effect.FAILURE)
+    assert view(PLAIN, state, running=0, now=START + 9.0).calls == 1.0
+    assert view(PLAIN, state, running=0, now=START + 15.0).failures == 0.5
+
+
 # -- a fleet --------------------------------------------------------------------------------------------------------
 
 HOLDERS = [f"h{n}" for n in range(12)]

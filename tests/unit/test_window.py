@@ -33,6 +33,10 @@ def test_what_was_counted_fades_while_the_next_bucket_passes(seconds: float, cou
     assert window.count(START + seconds, LENGTH) == pytest.approx(count)
 
 
+def test_at_first_nothing_was_counted() -> None:
+    assert Window() == Window(start=0.0, current=0.0, previous=0.0)
+
+
 def test_both_buckets_are_counted() -> None:
     window = Window().add(8.0, START, LENGTH).add(3.0, START + 15.0, LENGTH)
     assert window == Window(START + 10.0, 3.0, 8.0)

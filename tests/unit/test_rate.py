@@ -84,6 +84,11 @@ def test_a_clock_set_back_stops_nobody_until_it_is_there_again(rate: Rate) -> No
     assert rate.called(arrival, now) == now + 1.0 / rate.per_second
 
 
+def test_the_next_call_waits_for_its_part_of_a_second() -> None:
+    rate = Rate(100.0, burst=1)
+    assert rate.wait(rate.called(0.0, START), START) == pytest.approx(0.01, abs=1e-6)
+
+
 def test_a_clock_set_back_a_little_is_waited_for() -> None:
     rate = Rate(1.0)
     arrival = rate.called(0.0, START)

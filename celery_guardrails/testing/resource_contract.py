@@ -103,7 +103,7 @@ class ResourceContract(BreakerContract):
         resource = replace(bare, retry_budget=budget, max_concurrency=1, rate=Rate(0.001, burst=5))
         fences = {self.enters(store, resource, "x", attempts=1) for _ in range(3)}
         view = self.view(store, resource)
-        assert (view.running, view.budget, len(fences)) == (1, about(2), 1)
+        assert (view.running, view.budget, len(fences)) == (1, about(2, 0.5), 1)
         assert view.free == about(4, 0.1)
 
     def test_resources_are_no_keys(self, store: Store, bare: Resource) -> None:
@@ -239,14 +239,26 @@ class ResourceContract(BreakerContract):
         assert self.view(store, resource).budget == about(0, 0.1)
 
     def test_first_attempts_pay_for_retries(self, store: Store, bare: Resource) -> None:
-        resource = replace(bare, retry_budget=RetryBudget(ratio=0.5, min_per_second=0.01, window=MINUTE))
-        for number in range(8):
-            self.enters(store, resource, f"first{number}")
-        assert self.view(store, resource).budget == about(4)
-        for number in range(4):
-            self.enters(store, resource, f"retry{number}", attempts=1 + number)
+        resource = replace(bare, retry_budget=RetryBudget(ratio=0.5, min_per_second=0.1, window=MINUTE))
+        for number in range(6):
+            self.enters(store, resource, f"saved{number}", attempts=1 + number)
         self.refused(self.asks(store, resource, "next", attempts=1), BUDGET, 1.0)
-        assert self.view(store, resource).budget == about(0, 0.1)
+        for number in range(4):
+            self.enters(store, resource, f"first{number}")
+        assert self.view(store, resource).budget == about(2, 0.5)
+        for number in range(2):
+            self.enters(store, resource, f"retry{number}", attempts=1)
+        self.refused(self.asks(store, resource, "next", attempts=1), BUDGET, 1.0)
+
+    def test_a_retry_that_succeeds_gets_its_tokens_back(self, store: Store, bare: Resource) -> None:
+        resource = replace(bare, retry_budget=RetryBudget(ratio=0.0, min_per_second=0.05, window=MINUTE))
+        for number in range(3):
+            self.enters(store, resource, f"h{number}", attempts=1)
+        self.refused(self.asks(store, resource, "next", attempts=1), BUDGET, 1.0)
+        for effect, holder, budget in ((Effect.FAILURE, "h0", 0), (Effect.SUCCESS, "h1", 1), (Effect.SUCCESS, "h1", 1)):
+            store.tell(Tell(resource, effect, cost=1.0), holder=holder)
+            assert self.view(store, resource).budget == about(budget, 0.5)
+        self.enters(store, resource, "next", attempts=1)
 
     def test_a_retry_after_a_throttled_attempt_costs_more(self, store: Store, bare: Resource) -> None:
         resource = replace(bare, retry_budget=RetryBudget(ratio=0.0, min_per_second=0.05, window=MINUTE, throttled_cost=2.0))

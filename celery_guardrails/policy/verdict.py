@@ -215,6 +215,8 @@ class Limits:
 STORE_BACKOFF = (1.0, 30.0)
 #: Seconds before a message that found its key held is looked at again, first step.
 BUSY_STEP = 0.5
+#: Seconds, what a wait is not cut below: shorter ones are none, and the message would come again and again.
+_SHORTEST = 0.3
 #: Seconds, the longest wait of a message that found no slot, token or room in the rate.
 RESOURCE_CAP = 10.0
 #: Seconds, the longest wait of a message that found a breaker open: an operator may close it before its time.
@@ -281,7 +283,7 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
             if expired:
                 return _dead(delivery, claim, limits, "deadline", charged=0)
             return Run(attempt_number(delivery, claim), deadline, guarded=False)
-        return HandBack(_until_deadline(_backoff(delivery, *STORE_BACKOFF, fraction), deadline, now), "store away")
+        return HandBack(_backoff(delivery, *STORE_BACKOFF, fraction), "store away")
     if claim.state is ClaimState.CONFLICT:
         return _dead(delivery, claim, limits, "conflict", charged=0)
     if claim.state is ClaimState.COMPLETED:
@@ -293,7 +295,7 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
     if claim.state is ClaimState.BUSY:
         # also past the deadline: whoever runs it may yet complete it, and its time limit is cut to the deadline
         step = _backoff(delivery, BUSY_STEP, limits.busy_cap, 1.0)
-        return HandBack(_until_deadline(min(claim.wait, step) + 0.25 * fraction, deadline, now), "held")
+        return HandBack(min(claim.wait, step) + 0.25 * fraction, "held")
     if claim.state is ClaimState.REFUSED:
         return HandBack(_until_deadline(_resource_wait(delivery, claim, fraction), deadline, now), claim.why)
     if claim.crashes >= limits.max_crashes:
@@ -326,7 +328,7 @@ def _dead(delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, char
 
 def _until_deadline(delay: float, deadline: float | None, now: float) -> float:
     """Cut a wait at the deadline, so that a message which waits is dead-lettered on time."""
-    return delay if deadline is None or now >= deadline else min(delay, deadline - now)
+    return delay if deadline is None else min(delay, max(_SHORTEST, deadline - now))
 
 
 def _backoff(delivery: Delivery, step: float, cap: float, fraction: float) -> float:

@@ -97,7 +97,8 @@ def test_the_fleet_runs_no_more_at_once_than_there_are_slots(gateway):
 @pytest.mark.brokers("redis")
 def test_the_slot_of_a_worker_that_was_killed_comes_back_when_its_lease_ends(gateway):
     app = gateway(max_concurrency=1)
-    app.env["TESTAPP_SETTINGS"] = json.dumps({"guardrails_lease_seconds": 2, "broker_transport_options": {"visibility_timeout": 3}})
+    sweep = {"visibility_timeout": 3, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    app.env["TESTAPP_SETTINGS"] = json.dumps({"guardrails_lease_seconds": 2, "broker_transport_options": sweep})
     victim = app.worker(concurrency=1)
     held = app.send("call", "held", 3)
     app.ledger.wait("start", "held")

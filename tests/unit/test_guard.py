@@ -381,11 +381,7 @@ def test_past_its_deadline_a_message_is_dead_when_nobody_else_can_complete_it(be
     limits = Limits(retry=RetryPolicy(deadline=10.0))
     running = bench.delivery("a")
     bench.guard.admit(running, LIMITS)
-    late = bench.delivery("b", travel=Travel(first=bench.clock.now() - 9.9, deferrals=20))
-    verdict, _ = bench.guard.admit(late, limits)
-    assert isinstance(verdict, HandBack)
-    assert verdict.delay == pytest.approx(0.1)
-    bench.clock.advance(verdict.delay + 0.001)
+    late = bench.delivery("b", travel=Travel(first=bench.clock.now() - 10.0, deferrals=20))
     for down in ({"store"}, set()):
         bench.down |= down
         verdict, _ = bench.guard.admit(late, limits)

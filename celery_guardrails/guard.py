@@ -11,8 +11,9 @@ from typing import Any
 
 from . import events
 from .errors import LeaseLost, PublishFailed, StoreUnavailable
-from .policy.deadletter import ErrorReport, certify
+from .policy.deadletter import ErrorReport, certify, past_attempt
 from .policy.delivery import Delivery
+from .policy.history import remembered
 from .policy.lease import Claim, ClaimState, Record, RecordState
 from .policy.occupancy import is_first
 from .policy.refusal import refusal
@@ -407,7 +408,11 @@ class Guard:
 
     def _retry(self, delivery: Delivery, verdict: RetryIn, report: ErrorReport) -> None:
         travel = delivery.travelled(self.clock.now()).evolve(
-            attempts=verdict.attempts, deferrals=0, waited=verdict.delay, throttled=verdict.throttled
+            attempts=verdict.attempts,
+            deferrals=0,
+            waited=verdict.delay,
+            throttled=verdict.throttled,
+            history=remembered(delivery.travel.history, past_attempt(report, attempt=verdict.attempts, now=self.now())),
         )
         message = delivery.again(travel, retries=verdict.attempts)
         self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))

@@ -208,6 +208,9 @@ class Broker(Protocol):
     def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
         """Put the message, with the certificate as its header, into the dead letter queue of ``queue``."""
 
+    def restore_letter(self, message: RawMessage, queue: str) -> None:
+        """Put a dead letter, as :meth:`browse` has found it, into the dead letter queue of ``queue``."""
+
     def depth(self, queue: str) -> int:
         """Return the number of messages that wait in ``queue``; 0 where there is no such queue."""
 

@@ -17,7 +17,7 @@ from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, RawMessage, Tra
 from .decoder import Decoder, Payload
 from .redaction import Redactor, hide_secrets
 
-__all__ = ["DeadLetter", "read_letter"]
+__all__ = ["DeadLetter", "digest_of", "read_letter"]
 
 #: Replaying these only makes them die again, until somebody has mended what reads them: they want to be asked for by name.
 HOPELESS = ("undecodable", "invalid")
@@ -120,6 +120,9 @@ def read_letter(
     """
     certificate = DeathCertificate.from_header(message.headers.get(DEAD_LETTER_HEADER))
     certificate = _from_headers(message, queue) if certificate is None else _trusted(certificate, queue)
+    history = Travel.from_headers(message.headers).history
+    if history:
+        certificate = replace(certificate, history=history)
     if not certificate.task and not certificate.task_id and certificate.reason not in HOPELESS:
         payload = decoder(message)
         certificate = replace(certificate, task=payload.task, task_id=payload.task_id)
@@ -193,13 +196,19 @@ def _death(header: object, queue: str) -> Mapping[str, Any] | None:
 
 
 def _identifier(message: RawMessage, task_id: str, dead_letter_queue: str) -> str:
+    digest = digest_of(message, dead_letter_queue)
+    head = re.sub(r"[^0-9A-Za-z]", "", task_id)[:8].lower()
+    return f"{head}-{digest[:8]}" if head else digest
+
+
+def digest_of(message: RawMessage, dead_letter_queue: str) -> str:
+    """Return 16 hex digits that no other letter in its queue has, unless it is the same byte for byte."""
     digest = hashlib.blake2b(digest_size=8)
     parts = [dead_letter_queue, message.content_type, message.content_encoding, message.properties.get("correlation_id")]
     headers = {name: message.headers[name] for name in _IDENTIFYING if name in message.headers}
     digest.update(json.dumps([parts, headers], sort_keys=True, default=str).encode())
     digest.update(message.body)
-    head = re.sub(r"[^0-9A-Za-z]", "", task_id)[:8].lower()
-    return f"{head}-{digest.hexdigest()[:8]}" if head else digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from itertools import chain, islice
 from typing import Any
 
-from ..policy.delivery import DEAD_LETTER_HEADER
+from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER
 from ..policy.lease import Record
 from .letter import DeadLetter
 from .reports import DiscardReport, Group, ReplayReport
@@ -113,7 +113,7 @@ def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
 
     Args:
         letter: the letter.
-        full: with its arguments, redacted, and its traceback, headers and properties.
+        full: with its arguments, redacted, its headers and properties, its traceback, and what went before.
     """
     certificate = letter.certificate
     data: dict[str, Any] = {
@@ -146,20 +146,46 @@ def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
     data["undecoded"] = payload.error or None
     if payload.error:
         data["body"] = ascii(letter.message.body[:_BODY_SHOWN])[2:-1] + ("…" if letter.size > _BODY_SHOWN else "")
-    data["headers"] = letter.redact({name: value for name, value in letter.message.headers.items() if name not in _HIDDEN_HEADERS})
+    data["headers"] = letter.redact(_shown_headers(letter.message.headers))
     data["properties"] = dict(letter.message.properties)
     data["traceback"] = certificate.traceback
+    data["previous_deaths"] = [{**vars(death), "at": moment(death.at)} for death in letter.travel.deaths]
+    data["history"] = [{**vars(past), "at": moment(past.at)} for past in certificate.history]
     return data
+
+
+def _shown_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    shown_headers = {name: value for name, value in headers.items() if name not in _HIDDEN_HEADERS}
+    travel = shown_headers.get(TRAVEL_HEADER)
+    if isinstance(travel, Mapping):
+        shown_headers[TRAVEL_HEADER] = {name: value for name, value in travel.items() if name not in ("history", "deaths")}
+    return shown_headers
 
 
 def letter_text(letter: DeadLetter) -> Iterator[str]:
     """Yield the lines that show one letter to people."""
     data = letter_data(letter, full=True)
-    traceback = data.pop("traceback")
+    traceback, deaths, history = data.pop("traceback"), data.pop("previous_deaths"), data.pop("history")
     yield from fields_text({name: value for name, value in data.items() if value is not None})
     if traceback:
         yield ""
-        yield from printable(traceback, lines=True).rstrip().split("\n")
+        yield from _lines(traceback)
+    for past in reversed(history):
+        yield ""
+        failure = printable(f"{past['error']}: {past['message']}".strip(": "), limit=_VALUE_LIMIT)
+        yield f"attempt {past['attempt']}, {past['at'] or '-'}: {failure}"
+        yield from _lines(past["traceback"])
+        if past["skipped"]:
+            yield ""
+            yield f"… attempts that were left out to save room: {past['skipped']}"
+    if deaths:
+        yield ""
+    for number, death in enumerate(deaths, 1):
+        yield f"death {number}, {death['at'] or '-'}: {printable(death['reason'])} {printable(death['error'])}".rstrip()
+
+
+def _lines(text: str) -> list[str]:
+    return printable(text, lines=True).rstrip().split("\n") if text else []
 
 
 def fields_text(data: Mapping[str, Any]) -> Iterator[str]:

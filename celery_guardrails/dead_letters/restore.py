@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, TRAVEL_HEADER, RawMessage, of_one_delivery
+from ..policy.history import PastDeath, died_again
 from .letter import DeadLetter
 
 __all__ = ["restored"]
@@ -21,7 +22,7 @@ def restored(letter: DeadLetter, *, now: float) -> RawMessage:
 
     - ``guardrails`` (the certificate) and what the broker wrote about the death are gone;
     - ``x-guardrails`` keeps key, fingerprint and origin, starts its counters and its deadline anew, forgets one
-      that it had inherited, and counts one replay more;
+      that it had inherited, counts one replay more, and keeps of this life its death;
     - Celery's ``retries`` is 0; ``eta`` and ``expires``, and RabbitMQ's own expiration, are cleared where the message had
       them: a replay is wanted now, and an expired message would be discarded on arrival without a word.
 
@@ -53,5 +54,7 @@ def restored(letter: DeadLetter, *, now: float) -> RawMessage:
         until=None,
         replays=letter.replays + 1,
         origin=travel.origin or known_origin,
+        history=(),
+        deaths=died_again(travel.deaths, PastDeath(certificate.reason, certificate.error, certificate.last_seen)),
     ).to_header()
     return replace(message, headers=headers, properties=properties)

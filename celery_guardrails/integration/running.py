@@ -14,7 +14,9 @@ from ..errors import LeaseLost, PublishFailed, RejectedTask, RetryableError
 from ..execution import Execution, Untethered, executing
 from ..guard import ErrorReport
 from ..policy.classification import PERMANENT, RETRYABLE, Classification
+from ..policy.deadletter import past_attempt
 from ..policy.delivery import Delivery
+from ..policy.history import PastAttempt, remembered
 from ..policy.lease import Claim
 from ..policy.refusal import refusal
 from ..policy.verdict import (
@@ -44,7 +46,11 @@ from .options import TaskOptions
 if TYPE_CHECKING:
     from .app import Guardrails
 
-__all__ = ["GuardedRun", "Running", "error_report", "running_now"]
+__all__ = ["GuardedRun", "Running", "error_report", "grown_history", "running_now"]
+
+#: Characters of headers beside which a message has no room for its history: Celery publishes what ``self.retry()`` sends, and
+#: RabbitMQ closes the connection on headers beyond its frame_max (131,072 bytes by default).
+_HEADERS_LIMIT = 65_536
 
 
 class _OutOfMemory(RetryableError):
@@ -285,3 +291,12 @@ def error_report(exc: BaseException, outcome: Outcome | None = None) -> ErrorRep
     text = "".join(traceback.format_exception(cls, exc, exc.__traceback__))
     rule = outcome.classification.rule if isinstance(outcome, Raised) else ""
     return ErrorReport(name, message, text, rule)
+
+
+def grown_history(running: Running, error: BaseException | None) -> tuple[PastAttempt, ...]:
+    """Return the history of the message that ``self.retry()`` sends: with the attempt that runs, and what it was called for."""
+    delivery = running.delivery
+    if delivery.raw is not None and len(repr(delivery.raw.headers)) > _HEADERS_LIMIT:
+        return ()
+    report = ErrorReport(message="self.retry() was called without an error") if error is None else error_report(error)
+    return remembered(delivery.travel.history, past_attempt(report, attempt=running.attempt, now=running.now()))

@@ -20,7 +20,7 @@ from ..policy.retry import RetryPolicy
 from ..policy.verdict import deadline_of
 from . import beat
 from .options import TaskOptions
-from .running import GuardedRun, running_now
+from .running import GuardedRun, grown_history, running_now
 from .translate import DEADLINE_FIELD, DELIVERY_FIELD
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ class GuardMixin:
         if limit is None:
             # Celery raises once retries + 1 is above the limit; our attempts are counted from the message's own history
             max_retries = request.retries + max(0, self.retry_policy.max_attempts - running.attempt)
-        waited, said = running.delivery.travel.waited, self._said_of(exc)
+        error = exc if isinstance(exc, BaseException) else sys.exc_info()[1]
+        waited, said = running.delivery.travel.waited, self._said_of(error)
         running.said = "" if said is None else said.kind
         if eta is None and countdown is None and self.default_retry_delay == CeleryTask.default_retry_delay:  # type: ignore[attr-defined]
             countdown = waited = self.retry_policy.delay(
@@ -198,6 +199,7 @@ class GuardMixin:
             waited=waited,
             throttled=said is not None and said.kind == THROTTLED,
             origin=None,
+            history=grown_history(running, error),
         )
         options["headers"] = {**(request.headers or {}), **(options.get("headers") or {}), TRAVEL_HEADER: travel.to_header()}
         try:
@@ -210,9 +212,8 @@ class GuardMixin:
         running.resubmitted = True  # throw=False: the body goes on, but its successor is on the way
         return answer
 
-    def _said_of(self, exc: Any) -> Classification | None:
-        """Return what the rules say of ``exc``, or of the error that is handled now; None where there is none."""
-        error = exc if isinstance(exc, BaseException) else sys.exc_info()[1]
+    def _said_of(self, error: BaseException | None) -> Classification | None:
+        """Return what the rules say of the error that ``self.retry()`` was called for; None where there is none."""
         if error is None:
             return None
         options = self.guard_options

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .delivery import Delivery
+from .history import PastAttempt
 
-__all__ = ["REASONS", "DeathCertificate", "ErrorReport", "certify", "error_fingerprint"]
+__all__ = ["REASONS", "DeathCertificate", "ErrorReport", "certify", "error_fingerprint", "past_attempt"]
 
 #: Every reason a message is dead for.
 REASONS = (
@@ -64,6 +65,8 @@ class DeathCertificate:
         routing_key: the original was published with.
         queue: the original was consumed from.
         replays: times replayed before.
+        history: the attempts before the last one. Not written here again: they stand in the letter's ``x-guardrails``, which
+            came with the original, and are read from there.
     """
 
     reason: str
@@ -83,12 +86,14 @@ class DeathCertificate:
     routing_key: str = ""
     queue: str = ""
     replays: int = 0
+    history: tuple[PastAttempt, ...] = ()
 
     def to_header(self) -> dict[str, Any]:
         """Return the header's value: plain strings and numbers, None left out."""
         values = dict(self.__dict__)
         values["message"] = self.message[:MESSAGE_LIMIT]
         values["traceback"] = self.traceback[-TRACEBACK_LIMIT:]
+        del values["history"]
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
@@ -104,7 +109,7 @@ class DeathCertificate:
 
 
 _DEFAULTS: dict[str, Any] = {
-    name: definition.default for name, definition in DeathCertificate.__dataclass_fields__.items() if name != "reason"
+    name: definition.default for name, definition in DeathCertificate.__dataclass_fields__.items() if name not in ("reason", "history")
 }
 
 
@@ -129,6 +134,18 @@ def error_fingerprint(error: str, traceback: str) -> str:
     """
     frames = [f"{match['file'].rsplit('/', 1)[-1]}:{match['name']}" for match in _FRAME.finditer(traceback)]
     return hashlib.blake2b("\n".join([error, *frames]).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def past_attempt(report: ErrorReport, *, attempt: int, now: float) -> PastAttempt:
+    """Return an attempt that failed, for the history of the message.
+
+    Args:
+        report: of its error.
+        attempt: which one it was, 1 for the first.
+        now: unix time in seconds.
+    """
+    fingerprint = error_fingerprint(report.error, report.traceback) if report.error else ""
+    return PastAttempt(attempt, now, report.error, report.message, fingerprint, report.traceback)
 
 
 def certify(
@@ -164,4 +181,5 @@ def certify(
         routing_key=routing_key,
         queue=delivery.queue,
         replays=delivery.travel.replays,
+        history=delivery.travel.history,
     )

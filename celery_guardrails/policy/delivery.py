@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import PublishFailed
+from .history import PastAttempt, PastDeath, history_header, read_deaths, read_history
 
 __all__ = ["DEAD_LETTER_HEADER", "ORIGINAL_PREFIX", "TRAVEL_HEADER", "Delivery", "RawMessage", "Travel", "of_one_delivery"]
 
@@ -50,6 +51,8 @@ class Travel:
         slot: due time of the schedule that beat fired, where beat could not make the key itself.
         throttled: the last attempt was told to slow down, so that its retry costs more of a budget.
         until: unix time in seconds of the deadline that was inherited from the task that published this one.
+        history: the attempts that failed so far, the oldest first.
+        deaths: what it was replayed from, the oldest first.
     """
 
     key: str | None = None
@@ -64,6 +67,8 @@ class Travel:
     slot: str | None = None
     throttled: bool = False
     until: float | None = None
+    history: tuple[PastAttempt, ...] = ()
+    deaths: tuple[PastDeath, ...] = ()
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
@@ -90,6 +95,8 @@ class Travel:
             "slot": self.slot,
             "throttled": self.throttled or None,
             "until": self.until,
+            "history": history_header(self.history) if self.history else None,
+            "deaths": history_header(self.deaths) if self.deaths else None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -131,6 +138,8 @@ _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "slot": ("slot", _text),
     "throttled": ("throttled", lambda value: value is True),
     "until": ("until", _number),
+    "history": ("history", read_history),
+    "deaths": ("deaths", read_deaths),
 }
 
 

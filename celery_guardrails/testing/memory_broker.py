@@ -86,6 +86,16 @@ class MemoryBroker(Broker):
         self._put(message.with_headers(**{DEAD_LETTER_HEADER: certificate.to_header()}), self.dead_letter_queue(queue))
         self._on_operation("after dead_letter")
 
+    def restore_letter(self, message: RawMessage, queue: str) -> None:
+        """Put a dead letter, as it was found, at the end of the dead letter queue of ``queue``.
+
+        Raises:
+            PublishFailed: the broker is closed.
+        """
+        self._operation("before restore_letter")
+        self._put(message, self.dead_letter_queue(queue))
+        self._on_operation("after restore_letter")
+
     def depth(self, queue: str) -> int:
         """Return the number of messages that are ready in ``queue``; 0 where there is no such queue."""
         with self._lock:

@@ -187,7 +187,7 @@ def test_show_tells_everything_with_the_arguments_redacted(shop):
     shop.bury(task_message("shop.charge", {"password": "hunter2"}, 7, api_key="hunter2"))
     identifier = shop.ids()[0]
     data = shop.json("show", identifier)
-    assert set(data) == LETTER_FIELDS | {"args", "kwargs", "undecoded", "headers", "properties", "traceback"}
+    assert set(data) == LETTER_FIELDS | {"args", "kwargs", "undecoded", "headers", "properties", "traceback", "history", "previous_deaths"}
     assert data["args"] == [{"password": HIDDEN}, 7]
     assert data["headers"]["lang"] == "py"
     text = shop.letters("show", identifier).stdout

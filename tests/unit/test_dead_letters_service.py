@@ -11,6 +11,7 @@ from celery_guardrails.dead_letters import DeadLetters, Filter
 from celery_guardrails.dead_letters import service as service_module
 from celery_guardrails.errors import DeadLetterError, GuardrailsConfigError, PublishFailed, StoreUnavailable
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, RawMessage, Travel
+from celery_guardrails.policy.history import PastDeath
 from celery_guardrails.policy.lease import StoredResult
 from celery_guardrails.ports import QueuedLetter
 from celery_guardrails.stores.memory import MemoryStore
@@ -118,7 +119,12 @@ def test_a_replayed_message_is_the_original_with_a_fresh_life(kit):
     assert changed == {TRAVEL_HEADER, "retries", "eta", "expires"}
     assert (message.headers["retries"], message.headers["eta"], message.headers["expires"]) == (0, None, None)
     assert Travel.from_headers(message.headers) == Travel(
-        key="charge:7", fingerprint="f" * 16, first=kit.clock.now(), replays=1, origin=("orders", "orders.new")
+        key="charge:7",
+        fingerprint="f" * 16,
+        first=kit.clock.now(),
+        replays=1,
+        origin=("orders", "orders.new"),
+        deaths=(PastDeath("exhausted", "builtins.ConnectionError", 1_899_990_000.0),),
     )
 
 

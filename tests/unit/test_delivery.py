@@ -10,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, RawMessage, Travel
+from celery_guardrails.policy.history import PastAttempt, PastDeath
 
 counts = st.integers(0, 2**31)
 moments = st.none() | st.floats(0, 2**40)
+written = st.floats(0, 253_402_300_000)
+attempts = st.builds(
+    PastAttempt, counts, written, error=st.text(), message=st.text(), fingerprint=st.text(), traceback=st.text(), skipped=counts
+)
+deaths = st.builds(PastDeath, st.text(), st.text(), st.none() | written)
 travels = st.builds(
     Travel,
     key=st.none() | st.text(),
@@ -25,13 +31,15 @@ travels = st.builds(
     waited=moments,
     origin=st.none() | st.tuples(st.text(), st.text()),
     until=moments,
+    history=st.lists(attempts, max_size=3).map(tuple),
+    deaths=st.lists(deaths, max_size=3).map(tuple),
 )
 garbage: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(10**400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = ["key", "fp", "attempts", "deferrals", "deliveries", "first", "replays", "waited", "origin", "until"]
+NAMES = ["key", "fp", "attempts", "deferrals", "deliveries", "first", "replays", "waited", "origin", "until", "history", "deaths"]
 
 
 @given(travels)
@@ -66,6 +74,8 @@ def test_each_field_of_a_wrong_type_counts_as_unset(header: dict[str, Any]) -> N
     for moment in (travel.first, travel.waited, travel.until):
         assert moment is None or (type(moment) is float and math.isfinite(moment))
     assert travel.origin is None or all(isinstance(part, str) for part in travel.origin)
+    assert all(isinstance(past, PastAttempt) for past in travel.history)
+    assert all(isinstance(death, PastDeath) for death in travel.deaths)
 
 
 def test_no_headers_at_all_are_an_unknown_past() -> None:

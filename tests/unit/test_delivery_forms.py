@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, Delivery, RawMessage, Travel
+from celery_guardrails.policy.history import PastAttempt, PastDeath
 
 FULL = Travel(
     key="k",
@@ -21,6 +22,8 @@ FULL = Travel(
     origin=("x", "r"),
     slot="2026-01-01T00:00:00",
     until=7.5,
+    history=(PastAttempt(1, 8.5, "e", "m", "fp", "t", 2), PastAttempt(4, 9.5, "e")),
+    deaths=(PastDeath("exhausted", "e", 0.0), PastDeath("broker")),
 )
 HEADER = {
     "key": "k",
@@ -34,6 +37,11 @@ HEADER = {
     "origin": ["x", "r"],
     "slot": "2026-01-01T00:00:00",
     "until": 7.5,
+    "history": [
+        {"attempt": 1, "at": 8.5, "error": "e", "message": "m", "fingerprint": "fp", "traceback": "t", "skipped": 2},
+        {"attempt": 4, "at": 9.5, "error": "e"},
+    ],
+    "deaths": [{"reason": "exhausted", "error": "e", "at": 0.0}, {"reason": "broker"}],
 }
 RAW = RawMessage(b"body", "application/json", "utf-8", {"id": "1"}, {"priority": 3}, "x", "r")
 

@@ -10,6 +10,7 @@ from celery_guardrails.policy import classification, deadletter, delivery, retry
 from celery_guardrails.policy.classification import Classification
 from celery_guardrails.policy.deadletter import DeathCertificate
 from celery_guardrails.policy.delivery import Delivery, Travel, of_one_delivery
+from celery_guardrails.policy.history import PastAttempt, PastDeath
 from celery_guardrails.policy.lease import Claim, ClaimState, Record, RecordState, StoredResult, release
 from celery_guardrails.policy.lease import claim as take
 from celery_guardrails.policy.retry import RetryPolicy
@@ -62,12 +63,14 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (StoredResult(), (None, None, b"", "")),
         (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {})),
         (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None)),
-        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None)),
+        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), ())),
+        (PastAttempt(), (0, 0.0, "", "", "", "", 0)),
+        (PastDeath(), ("", "", None)),
         (Delivery("id", "name", "key", None, "h"), ("id", "name", "key", None, "h", "", Travel(), False, None)),
         (Classification("retryable"), ("retryable", None, "default")),
         (
             DeathCertificate("poison"),
-            ("poison", "", "", None, "", "", "", "", 0, 0, None, None, "", "", "", "", 0),
+            ("poison", "", "", None, "", "", "", "", 0, 0, None, None, "", "", "", "", 0, ()),
         ),
         (Rejected(), (False,)),
         (Run(1, None), (1, None, True)),

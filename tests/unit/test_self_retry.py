@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from celery import Celery
 from celery.exceptions import Retry
 
 from celery_guardrails import GuardedTask, Guardrails, QueueFull, RetryableError, RetryPolicy
-from celery_guardrails.integration.running import Running, running_now
-from celery_guardrails.policy.delivery import Delivery, Travel
+from celery_guardrails.integration.running import Running, grown_history, running_now
+from celery_guardrails.policy.delivery import Delivery, RawMessage, Travel
+from celery_guardrails.policy.history import PastAttempt
 from celery_guardrails.testing.clock import FakeClock
 
 HALF = 0.5
@@ -98,3 +100,25 @@ def test_it_remembers_what_the_error_says_of_the_resource(retry: Any) -> None:
 def test_what_the_body_says_counts_before_it(retry: Any) -> None:
     wait, travel = retry(RetryPolicy(), Travel(waited=5.0), 2, exc=RetryableError(retry_after=7), countdown=2)
     assert (wait, travel.waited) == (2, 5.0)
+
+
+def test_its_error_goes_into_the_history_that_travels_on(retry: Any) -> None:
+    before = PastAttempt(1, 5.0, "shop.Away", "gone")
+    _, travel = retry(RetryPolicy(), Travel(attempts=1, history=(before,)), 2, exc=Busy("given"), raised=ValueError("handled"))
+    assert travel.history[0] == before
+    given = travel.history[1]
+    assert (given.attempt, given.error, given.message) == (2, f"{__name__}.Busy", "given")
+    _, travel = retry(RetryPolicy(), Travel(), 1, raised=ValueError("handled"))
+    (handled,) = travel.history
+    assert (handled.error, handled.message) == ("ValueError", "handled")
+    assert "in call\n" in handled.traceback
+    _, travel = retry(RetryPolicy(), Travel(), 1)
+    (asked,) = travel.history
+    assert (asked.error, asked.fingerprint, asked.message) == ("", "", "self.retry() was called without an error")
+
+
+def test_a_message_with_large_headers_of_its_own_carries_no_history() -> None:
+    raw = RawMessage(b"", None, None, {"large": "x" * 70_000}, {}, "", "")
+    for message, entries in ((None, 1), (replace(raw, headers={}), 1), (raw, 0)):
+        running = Running(Delivery("1", "task", "key", None, "holder", raw=message), 1, lambda: 0.0)
+        assert len(grown_history(running, Busy())) == entries

@@ -16,12 +16,12 @@ from kombu.common import Broadcast
 
 from ...errors import DeadLetterError
 from ...policy.deadletter import DeathCertificate
-from ...policy.delivery import ORIGINAL_PREFIX, RawMessage
+from ...policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, RawMessage
 from ...ports import QueuedLetter
 from . import delays
 from .amqp_declare import count_ready, ensure_dead_letters, ensure_queue, major_version
 from .amqp_session import Missing, Session
-from .base import KombuBroker, body_bytes, dead_headers, live_headers
+from .base import KombuBroker, body_bytes, dead_headers, letter_headers, live_headers, without_history
 
 __all__ = ["AmqpBroker"]
 
@@ -39,6 +39,8 @@ _BINDING_TRUST = 10.0
 _WORN = 10
 #: Traceback and message of a certificate are cut to so many characters until the headers fit a frame.
 _CUTS = (4096, 512, 0)
+#: Bytes of the headers' frame that a live message's history leaves free, for the certificate it may get one day.
+_CERTIFICATE_ROOM = 24_576
 
 
 class AmqpBroker(KombuBroker[Session]):
@@ -61,9 +63,14 @@ class AmqpBroker(KombuBroker[Session]):
     def send(self, message: RawMessage, queue: str) -> None:
         """Put the message into ``queue`` now, through the default exchange; declare the queue where it is missing."""
         properties = {"delivery_mode": 2, **{k: v for k, v in message.properties.items() if v is not None and k != "user_id"}}
-        wire = _wire(message, live_headers(message), properties)
+        headers = live_headers(message)
         session = self._session()
-        self._publish(f"send to queue {queue!r}", wire, ("", queue), lambda: self._ensure_queue(session, queue))
+
+        def operation() -> None:
+            wire = _live_wire(message, headers, properties, session)
+            _publish_or_repair(session, wire, ("", queue), lambda: self._ensure_queue(session, queue))
+
+        session.run(f"send to queue {queue!r}", operation)
 
     def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
         """Put the message into the dead letter queue of ``queue``, through the DLX; declare both where missing."""
@@ -81,6 +88,18 @@ class AmqpBroker(KombuBroker[Session]):
 
         session.run(what, operation)
 
+    def restore_letter(self, message: RawMessage, queue: str) -> None:
+        """Put a dead letter, as it was found, into the dead letter queue of ``queue``, through the DLX; declare both where missing."""
+        headers = letter_headers(message)
+        wire = _wire(message, headers, _set_aside(message.properties, headers))
+        session = self._session()
+
+        def operation() -> None:
+            target = (self.settings.dead_letter_exchange, queue)
+            _publish_or_repair(session, wire, target, lambda: self._ensure_dead_letters(session, queue))
+
+        session.run(f"restore a dead letter of queue {queue!r}", operation)
+
     def delay(self, message: RawMessage, queue: str, seconds: float) -> None:
         """Put the message into ``queue`` after ``seconds``, rounded up to a quarter of a second, at most 48 days.
 
@@ -91,19 +110,16 @@ class AmqpBroker(KombuBroker[Session]):
             self.send(message, queue)
             return
         headers = live_headers(message)
-        wire = _wire(message, headers, _set_aside(message.properties, headers))
+        properties = _set_aside(message.properties, headers)
         session = self._session()
 
         def operation() -> None:
+            wire = _live_wire(message, headers, properties, session)
             self._ensure_delivery(session, queue)
             target = delays.address(self.settings.delay_queue_type, delays.ticks(seconds), queue)
             _publish_or_repair(session, wire, target, lambda: self._declare_levels(session))
 
         session.run(f"delay for queue {queue!r}", operation)
-
-    def _publish(self, what: str, wire: Any, target: tuple[str, str], repair: Callable[[], None]) -> None:
-        session = self._session()
-        session.run(what, lambda: _publish_or_repair(session, wire, target, repair))
 
     # -- declaring
 
@@ -266,14 +282,29 @@ def _wire(message: RawMessage, headers: Mapping[str, Any], properties: Mapping[s
     )
 
 
-def _fitting(message: RawMessage, headers: dict[str, Any], properties: Mapping[str, Any], certificate: DeathCertificate, limit: int) -> Any:
-    """Return the dead letter with as much of the certificate's text as fits; RabbitMQ closes the connection on more."""
+def _live_wire(message: RawMessage, headers: dict[str, Any], properties: Mapping[str, Any], session: Session) -> Any:
+    """Return the message, without its history where its own headers leave no room for that."""
     wire = _wire(message, headers, properties)
+    short = without_history(headers)
+    if short is headers or len(wire._serialize_properties()) <= session.header_limit() - _CERTIFICATE_ROOM:
+        return wire
+    return _wire(message, short, properties)
+
+
+def _fitting(message: RawMessage, headers: dict[str, Any], properties: Mapping[str, Any], certificate: DeathCertificate, limit: int) -> Any:
+    """Return the dead letter with as much as fits: the history goes first, then the certificate's text is cut.
+
+    RabbitMQ closes the connection on more.
+    """
+    wire = _wire(message, headers, properties)
+    if len(wire._serialize_properties()) > limit:
+        headers = without_history(headers)
+        wire = _wire(message, headers, properties)
     for cut in _CUTS:
         if len(wire._serialize_properties()) <= limit:
             break
         short = replace(certificate, traceback=certificate.traceback[-cut:] if cut else "", message=certificate.message[:cut])
-        wire = _wire(message, {**headers, **dead_headers(message, short)}, properties)
+        wire = _wire(message, {**headers, DEAD_LETTER_HEADER: short.to_header()}, properties)
     return wire
 
 

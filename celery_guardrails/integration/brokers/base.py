@@ -11,10 +11,10 @@ from kombu.common import Broadcast
 
 from ...config import Settings
 from ...policy.deadletter import DeathCertificate
-from ...policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, RawMessage, of_one_delivery
+from ...policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, TRAVEL_HEADER, RawMessage, of_one_delivery
 from ...ports import QueuedLetter
 
-__all__ = ["KombuBroker", "body_bytes", "dead_headers", "live_headers"]
+__all__ = ["KombuBroker", "body_bytes", "dead_headers", "letter_headers", "live_headers", "without_history"]
 
 #: Sender-selected distribution: RabbitMQ would copy the message to these queues a second time.
 _ROUTING_HEADERS = frozenset({"CC", "BCC"})
@@ -35,13 +35,25 @@ def live_headers(message: RawMessage) -> dict[str, Any]:
     return {name: value for name, value in message.headers.items() if not of_one_delivery(name) and name not in _ROUTING_HEADERS}
 
 
-def dead_headers(message: RawMessage, certificate: DeathCertificate) -> dict[str, Any]:
-    """Return the headers for a dead letter: all of the original, and why it is dead."""
+def letter_headers(message: RawMessage) -> dict[str, Any]:
+    """Return the headers for a copy in a dead letter queue: all that it has, but none that would make copies elsewhere."""
     headers = {name: value for name, value in message.headers.items() if name not in _ROUTING_HEADERS}
     for name in _ROUTING_HEADERS & message.headers.keys():
         headers[ORIGINAL_PREFIX + name.lower()] = message.headers[name]
-    headers[DEAD_LETTER_HEADER] = certificate.to_header()
     return headers
+
+
+def dead_headers(message: RawMessage, certificate: DeathCertificate) -> dict[str, Any]:
+    """Return the headers for a dead letter: all of the original, and why it is dead."""
+    return {**letter_headers(message), DEAD_LETTER_HEADER: certificate.to_header()}
+
+
+def without_history(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers without the attempts that failed before: the very same where they tell of none."""
+    travel = headers.get(TRAVEL_HEADER)
+    if not isinstance(travel, Mapping) or "history" not in travel:
+        return headers
+    return {**headers, TRAVEL_HEADER: {name: value for name, value in travel.items() if name != "history"}}
 
 
 class KombuBroker(ABC, Generic[SessionT]):
@@ -116,6 +128,10 @@ class KombuBroker(ABC, Generic[SessionT]):
     @abstractmethod
     def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
         """Put the message, with the certificate as its header, into the dead letter queue of ``queue``."""
+
+    @abstractmethod
+    def restore_letter(self, message: RawMessage, queue: str) -> None:
+        """Put a dead letter, as it was found, into the dead letter queue of ``queue``."""
 
     @abstractmethod
     def declare(self, queues: Iterable[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from ...errors import DeadLetterError, PublishFailed
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import RawMessage
 from ...ports import QueuedLetter
-from .base import KombuBroker, body_bytes, dead_headers, live_headers
+from .base import KombuBroker, body_bytes, dead_headers, letter_headers, live_headers
 
 __all__ = ["RedisBroker"]
 
@@ -136,7 +136,13 @@ class RedisBroker(KombuBroker[_Session]):
 
     def dead_letter(self, message: RawMessage, queue: str, certificate: DeathCertificate) -> None:
         """Put the message into the dead letter queue of ``queue``, and see to it that stock tools find it there."""
-        headers = dead_headers(message, certificate)
+        self._put_dead(message, dead_headers(message, certificate), queue, f"dead-letter from queue {queue!r}")
+
+    def restore_letter(self, message: RawMessage, queue: str) -> None:
+        """Put a dead letter, as it was found, into the dead letter queue of ``queue``."""
+        self._put_dead(message, letter_headers(message), queue, f"restore a dead letter of queue {queue!r}")
+
+    def _put_dead(self, message: RawMessage, headers: Mapping[str, Any], queue: str, what: str) -> None:
         exchange, dead = self.settings.dead_letter_exchange, self.dead_letter_queue(queue)
 
         def operation(link: _Link) -> None:
@@ -144,7 +150,7 @@ class RedisBroker(KombuBroker[_Session]):
             key, payload = self._payload(link, message, headers, (exchange, queue), dead)
             _push(link, key, payload)
 
-        self._run(f"dead-letter from queue {queue!r}", operation)
+        self._run(what, operation)
 
     def dead_letter_raw(self, payload: bytes, queue: str, certificate: DeathCertificate) -> None:
         """Dead-letter an item of a list that is no message of kombu's: its bytes become the body of one that is."""

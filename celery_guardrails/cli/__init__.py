@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import keys
+from . import keys, letter_files
 from .base import Command, GetApp
 from .classify import classify
 from .letters import dead_letters
@@ -26,6 +26,8 @@ def guardrails(**_preload_options: Any) -> None:
     """Dead letters, idempotency keys, resources, and what becomes of an error."""
 
 
+dead_letters.add_command(letter_files.export)
+dead_letters.add_command(letter_files.import_)
 for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify):
     guardrails.add_command(_command)
 

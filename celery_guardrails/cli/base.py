@@ -83,9 +83,9 @@ def options_of(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
-def echo_json(data: Any) -> None:
+def echo_json(data: Any, *, err: bool = False) -> None:
     """Print one value."""
-    click.echo(json.dumps(plain(data), indent=2))
+    click.echo(json.dumps(plain(data), indent=2), err=err)
 
 
 def echo_array(items: Iterable[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .decoder import Decoder, KombuDecoder, Payload
+from .exchange import Export, ImportReport
 from .filters import Filter
 from .letter import DeadLetter
 from .reports import DiscardReport, Failure, Group, Progress, ReplayReport
@@ -13,9 +14,11 @@ __all__ = [
     "DeadLetters",
     "Decoder",
     "DiscardReport",
+    "Export",
     "Failure",
     "Filter",
     "Group",
+    "ImportReport",
     "KombuDecoder",
     "Payload",
     "Progress",

@@ -13,6 +13,7 @@ from ..errors import DeadLetterError, GuardrailsConfigError, PublishFailed, Stor
 from ..policy.lease import RecordState
 from ..ports import Broker, Clock, IdempotencyStore, QueuedLetter
 from .decoder import Decoder, KombuDecoder
+from .exchange import Export, Import, ImportReport
 from .filters import Filter
 from .letter import DeadLetter, read_letter
 from .pace import Pace
@@ -201,6 +202,39 @@ class DeadLetters:
 
         self._each(where, ids, run, step)
         return run.discard_report()
+
+    def export(
+        self,
+        where: Filter = Filter(),  # noqa: B008 - a Filter is frozen
+        *,
+        ids: Iterable[str] = (),
+    ) -> Export:
+        """Return an iterator over letters as lines of JSON, byte for byte; nothing is moved.
+
+        Args:
+            where: which letters.
+            ids: only these, by identifier or whole task id (they must match ``where`` as well).
+        """
+        return Export(self._browse, self.queues(where.queue), where, ids)
+
+    def import_(
+        self, lines: Iterable[bytes | str], *, queue: str | None = None, dry_run: bool = False, again: bool = False
+    ) -> ImportReport:
+        """Put letters of an export into the dead letter queues of their queues, each with a confirm.
+
+        Letters that lie there already are skipped, so an import that was interrupted is just run again. A line that cannot
+        be read is told by its number, and the rest goes on.
+
+        Args:
+            lines: of :meth:`export`; read one at a time.
+            queue: put them all into the dead letter queue of this task queue.
+            dry_run: put nothing there, only count.
+            again: also those that lie there already.
+
+        Raises:
+            GuardrailsConfigError: none of the lines is a dead letter: it is another file.
+        """
+        return Import(self._broker, self.queues, queue=queue, dry_run=dry_run, again=again).run(lines)
 
     # -- how --------------------------------------------------------------------------------------------------
 

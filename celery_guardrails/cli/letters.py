@@ -64,7 +64,7 @@ _ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """List, group, show, replay and discard what died.
+    """List, group, show, replay, discard, export and import what died.
 
     Exit codes: 0 done, 1 some failed, 2 bad usage.
     """

@@ -27,8 +27,10 @@ from ..dead_letters.render import (
     table,
 )
 from ..dead_letters.reports import DiscardReport, OnProgress, Progress, ReplayReport
+from ..errors import GuardrailsConfigError
 from ..policy.deadletter import REASONS
 from .base import Command, echo_array, echo_json, json_option, options_of, rails
+from .replaying import Speed, chosen_edit, edit_options, stop_between_letters
 
 if TYPE_CHECKING:
     from ..dead_letters.service import DeadLetters
@@ -142,21 +144,51 @@ def show(identifier: str, as_json: bool) -> None:
 @click.option("--rate", metavar="N/s", help="So many at most, evenly spaced: 10/s, 600/m, 2000/h.")
 @click.option("--to-queue", metavar="NAME", help="Put them into this queue instead of the one they came from.")
 @click.option("--max-replays", metavar="N", type=int, default=3, show_default=True, help="Skip what has been replayed so often before.")
+@click.option("--canary", is_flag=True, help="First one letter, then 1 %, then all; stop when they die again.")
+@click.option("--canary-wait", metavar="SECONDS", type=float, help="Watch the canaries so long at most: 30 unless told.")
+@edit_options
 @json_option
 def replay(
-    ids: tuple[str, ...], dry_run: bool, rate: str | None, to_queue: str | None, max_replays: int, as_json: bool, **options: Any
+    ids: tuple[str, ...],
+    dry_run: bool,
+    rate: str | None,
+    to_queue: str | None,
+    max_replays: int,
+    canary: bool,
+    canary_wait: float | None,
+    edit: bool,
+    sets: tuple[str, ...],
+    args_text: str | None,
+    kwargs_text: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Put dead letters back into their queues: the same task id and key, fresh attempts.
 
     Without IDs and options: all. A key that completed meanwhile is not run again. Letters that nobody could
     read (undecodable, invalid, no task message at all) are skipped unless asked for by ID or --reason. Each is
-    published with a confirm before it is removed: after a crash, just run it again.
+    published with a confirm before it is removed: after a crash, just run it again. Ctrl-C ends it behind the
+    letter in hand.
     """
+    if canary_wait is not None and not canary:
+        raise GuardrailsConfigError("--canary-wait: only together with --canary is allowed")
     service = _service()
     where, pace = Filter.parse(now=service.now(), **options), parse_rate(rate)
-    with _progress_bar("replaying", hidden=as_json or dry_run) as on_progress:
+    change = chosen_edit(service, ids, edit=edit, sets=sets, args_text=args_text, kwargs_text=kwargs_text, force=force)
+    with _progress_bar("replaying", hidden=as_json or dry_run) as on_progress, stop_between_letters() as should_stop:
         report = service.replay(
-            where, ids=ids, dry_run=dry_run, rate=pace, to_queue=to_queue, max_replays=max_replays, on_progress=on_progress
+            where,
+            ids=ids,
+            dry_run=dry_run,
+            rate=pace,
+            to_queue=to_queue,
+            max_replays=max_replays,
+            on_progress=on_progress,
+            canary=canary,
+            canary_wait=30.0 if canary_wait is None else canary_wait,
+            edit=change,
+            should_stop=should_stop,
         )
     if as_json:
         echo_json(report_data(report))
@@ -181,8 +213,8 @@ def discard(ids: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool, **opt
         number = service.discard(where, ids=ids, dry_run=True).total
         if number:
             click.confirm(f"Discard {letters_text(number)} for good?", abort=True, err=True)
-    with _progress_bar("discarding", hidden=as_json or dry_run) as on_progress:
-        report = service.discard(where, ids=ids, dry_run=dry_run, on_progress=on_progress)
+    with _progress_bar("discarding", hidden=as_json or dry_run) as on_progress, stop_between_letters() as should_stop:
+        report = service.discard(where, ids=ids, dry_run=dry_run, on_progress=on_progress, should_stop=should_stop)
     if as_json:
         echo_json(report_data(report))
     else:
@@ -219,18 +251,22 @@ def _leave(report: ReplayReport | DiscardReport) -> None:
 def _progress_bar(label: str, *, hidden: bool) -> Iterator[OnProgress | None]:
     """Show a bar on a terminal, and say how far it came when it is interrupted."""
     last, drawn, bar, due = Progress(0, 0, 0, 0, 0), 0, None, 0.0
+    speed = Speed()
 
     def draw() -> None:
         nonlocal drawn, due
         if bar is not None:
-            bar.update(last.looked_at - drawn)
-            drawn, due = last.looked_at, time.monotonic() + 0.1
+            now = time.monotonic()
+            bar.update(last.looked_at - drawn, speed.text(now, last.looked_at, last.total))
+            drawn, due = last.looked_at, now + 0.1
 
     def on_progress(progress: Progress) -> None:
         nonlocal last, bar
         last = progress
         if bar is None and not hidden and sys.stderr.isatty():
-            bar = click.progressbar(length=progress.total, label=label, file=sys.stderr, show_pos=True).__enter__()
+            bar = click.progressbar(
+                length=progress.total, label=label, file=sys.stderr, show_pos=True, show_eta=False, item_show_func=lambda text: text
+            ).__enter__()
         if time.monotonic() >= due:
             draw()
 

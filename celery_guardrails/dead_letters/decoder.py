@@ -5,8 +5,8 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import kombu.compression
@@ -59,6 +59,13 @@ class Decoder(Protocol):
     def __call__(self, message: RawMessage) -> Payload:
         """Return the arguments; what cannot or may not be decoded gives a payload with an error, never an exception."""
 
+    def rewrite(self, message: RawMessage, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RawMessage:
+        """Return the message with other arguments and all else as it was: serializer, compression, callbacks, chain.
+
+        Raises:
+            UndecodedPayload: it cannot or may not be decoded, or the arguments cannot be encoded.
+        """
+
 
 class KombuDecoder:
     """Decodes with kombu's serializers, and with those only that the app accepts.
@@ -79,6 +86,29 @@ class KombuDecoder:
             return Payload(error=str(exc))
         except Exception as exc:  # noqa: BLE001 - a body can be anything; every way it breaks is told, none may end the list
             return Payload(error=f"{type(exc).__name__}: {exc}")
+
+    def rewrite(self, message: RawMessage, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RawMessage:
+        """Return the message with other arguments, written by the serializer and the compression that it came with.
+
+        Raises:
+            UndecodedPayload: it cannot or may not be decoded, or the arguments cannot be encoded.
+        """
+        try:
+            body = self._load(message)
+            _arguments(body)
+            given = {"args": list(args), "kwargs": dict(kwargs)}
+            changed = {**body, **given} if isinstance(body, Mapping) else [*given.values(), body[2]]
+            serializer = kombu.serialization.registry.type_to_name[str(message.content_type)]
+            _, encoding, data = kombu.serialization.dumps(changed, serializer=serializer)
+            raw = data.encode(encoding) if isinstance(data, str) else bytes(data)
+            compression = message.headers.get("compression")
+            if compression:
+                raw, _ = kombu.compression.compress(raw, str(compression))
+        except UndecodedPayload:
+            raise
+        except Exception as exc:
+            raise UndecodedPayload(f"{type(exc).__name__}: {exc}") from exc
+        return replace(message, body=raw, content_encoding=encoding)
 
     def _load(self, message: RawMessage) -> Any:
         content_type = str(message.content_type or "")

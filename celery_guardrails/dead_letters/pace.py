@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..errors import GuardrailsConfigError
 from ..ports import Clock
 
@@ -10,6 +12,8 @@ __all__ = ["Pace", "parse_rate"]
 _SPANS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 #: Seconds of delay that are caught up on: enough to even out what sleeping adds, too little to make a burst of.
 _CATCH_UP = 0.05
+#: Seconds between two questions whether to stop.
+_SLICE = 0.25
 
 
 class Pace:
@@ -30,14 +34,21 @@ class Pace:
         self._step = 1.0 / rate if rate else 0.0
         self._due: float | None = None
 
-    def wait(self) -> None:
-        """Return when the next step may be made."""
+    def wait(self, stop: Callable[[], None] | None = None) -> None:
+        """Return when the next step may be made.
+
+        Args:
+            stop: called every so often meanwhile; what it raises ends the wait.
+        """
         if not self._step:
             return
         now = self._clock.now()
         due = now if self._due is None else max(self._due, now - _CATCH_UP)
-        if due > now:
-            self._clock.sleep(due - now)
+        while due > now:
+            if stop is not None:
+                stop()
+            self._clock.sleep(due - now if stop is None else min(due - now, _SLICE))
+            now = due if stop is None else self._clock.now()
         self._due = due + self._step
 
 

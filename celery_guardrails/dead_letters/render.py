@@ -38,6 +38,7 @@ _SAMPLE = 100
 _VALUE_LIMIT = 2_000
 _BODY_SHOWN = 200
 #: Headers that repeat the arguments, unredacted, or are shown elsewhere.
+_CHANGE = ("argument", "old", "new")
 _HIDDEN_HEADERS = (DEAD_LETTER_HEADER, "argsrepr", "kwargsrepr")
 
 
@@ -151,6 +152,8 @@ def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
     data["traceback"] = certificate.traceback
     data["previous_deaths"] = [{**vars(death), "at": moment(death.at)} for death in letter.travel.deaths]
     data["history"] = [{**vars(past), "at": moment(past.at)} for past in certificate.history]
+    if letter.travel.edited:
+        data["edited"] = [dict(zip(_CHANGE, change, strict=True)) for change in letter.travel.edited]
     return data
 
 
@@ -204,7 +207,25 @@ def group_data(group: Group) -> dict[str, Any]:
 def report_data(report: ReplayReport | DiscardReport) -> Mapping[str, Any]:
     """Return a report as values of JSON types."""
     data = {**report.__dict__, "missing": list(report.missing), "stopped": report.stopped or None}
-    return {**data, "failures": [failure.__dict__ for failure in report.failures]}
+    data["failures"] = [failure.__dict__ for failure in report.failures]
+    if isinstance(report, ReplayReport):
+        del data["edited"], data["edits"], data["canary"]
+        data.update(_special_data(report))
+    return data
+
+
+def _special_data(report: ReplayReport) -> Iterator[tuple[str, Any]]:
+    """Yield what there is only where it was asked for."""
+    if report.edited:
+        yield "edited", report.edited
+        yield (
+            "edits",
+            [{**note.__dict__, "changes": [dict(zip(_CHANGE, change, strict=True)) for change in note.changes]} for note in report.edits],
+        )
+    if report.canary is not None:
+        stages = [stage.__dict__ for stage in report.canary.stages]
+        last = stages[-1]["name"] if stages else None
+        yield "canary", {**report.canary.__dict__, "stages": stages, "stage": last, "why": report.canary.why or None}
 
 
 def record_data(key: str, record: Record) -> dict[str, Any]:
@@ -249,10 +270,34 @@ def replay_lines(report: ReplayReport, max_replays: int) -> Iterator[str]:
             yield f"  dead for {printable(reason)}: {number}"
     if report.already_completed:
         yield f"  already completed meanwhile: {report.already_completed}; their tasks would not run again"
+    yield from _edit_lines(report)
+    yield from _canary_lines(report)
     if report.skipped_max_replays:
         yield f"skipped {letters_text(report.skipped_max_replays)} replayed {max_replays} times before; --max-replays allows more"
     if report.skipped_hopeless:
         yield f"skipped {letters_text(report.skipped_hopeless)} that would only die again; name their ID or --reason to replay them"
+
+
+def _edit_lines(report: ReplayReport) -> Iterator[str]:
+    if report.edited:
+        yield f"edited {letters_text(report.edited)}"
+    for note in report.edits:
+        changes = ", ".join(f"{printable(name)} {printable(old)} → {printable(new)}" for name, old, new in note.changes)
+        yield f"  {note.id}: {changes}"
+        if note.new_key != note.key:
+            yield f"    its key is made from its arguments: {printable(note.key)} → {printable(note.new_key)}"
+    if report.edited > len(report.edits):
+        yield f"  … and {report.edited - len(report.edits)} more"
+
+
+def _canary_lines(report: ReplayReport) -> Iterator[str]:
+    for stage in () if report.canary is None else report.canary.stages:
+        watched = ""
+        if stage.name != "all":
+            unheard = f", {stage.unheard} unheard of" if stage.unheard else ""
+            failed = f", {stage.failed} failed" if stage.failed else ""
+            watched = f", {stage.completed} completed{failed}{unheard} after {stage.seconds:.1f} s"
+        yield f"  canary, {stage.name}: {stage.replayed} replayed{watched}"
 
 
 def failure_lines(report: ReplayReport | DiscardReport) -> Iterator[str]:
@@ -263,5 +308,8 @@ def failure_lines(report: ReplayReport | DiscardReport) -> Iterator[str]:
         yield f"… and {report.failed - len(report.failures)} more"
     for identifier in report.missing:
         yield f"not found: {printable(identifier)}"
-    if report.stopped:
+    if isinstance(report, ReplayReport) and report.canary is not None and report.canary.why:
+        yield printable(report.stopped)
+        yield f"left {letters_text(report.canary.left)} where they were"
+    elif report.stopped:
         yield f"stopped before the last letter: {printable(report.stopped)}; run it again to go on"

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["DiscardReport", "Failure", "Group", "OnProgress", "Progress", "ReplayReport"]
+from .canary import CanaryReport
+
+__all__ = ["DiscardReport", "EditNote", "Failure", "Group", "OnProgress", "Progress", "ReplayReport"]
 
 #: Failures that a report names one by one; the rest is only counted.
 FAILURES_KEPT = 20
+#: Edited letters likewise.
+EDITS_KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,23 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class EditNote:
+    """What was changed in one letter.
+
+    Args:
+        id: of the letter.
+        changes: name, old value and new one of each argument, as redacted texts.
+        key: its idempotency key before.
+        new_key: after, made anew where the key is made from arguments.
+    """
+
+    id: str
+    changes: tuple[tuple[str, str, str], ...]
+    key: str | None
+    new_key: str | None
+
+
+@dataclass(frozen=True)
 class DiscardReport:
     """What became of the letters that were chosen.
 
@@ -117,6 +138,9 @@ class ReplayReport:
         reasons: letters replayed by their reason.
         stopped: why it ended before the last letter, or "".
         dry_run: nothing was touched.
+        edited: letters replayed with other arguments.
+        edits: the first of them.
+        canary: how far a canary let it go; None without one.
     """
 
     total: int = 0
@@ -131,6 +155,9 @@ class ReplayReport:
     reasons: Mapping[str, int] = field(default_factory=dict)
     stopped: str = ""
     dry_run: bool = False
+    edited: int = 0
+    edits: tuple[EditNote, ...] = ()
+    canary: CanaryReport | None = None
 
     @property
     def skipped(self) -> int:

@@ -9,18 +9,22 @@ from itertools import islice
 from typing import Any
 
 from ..config import Settings
-from ..errors import DeadLetterError, GuardrailsConfigError, PublishFailed, StoreUnavailable
-from ..policy.lease import RecordState
+from ..errors import DeadLetterError, GuardrailsConfigError
+from ..policy.lease import Record
 from ..ports import Broker, Clock, IdempotencyStore, QueuedLetter
+from .canary import Canary
 from .decoder import Decoder, KombuDecoder
+from .edit import Edit, Editor
 from .exchange import Export, Import, ImportReport
 from .filters import Filter
+from .halt import Halt, HeldTooLong
 from .letter import DeadLetter, read_letter
 from .pace import Pace
 from .redaction import Redactor, hide_secrets
+from .replaying import Replaying, stop_when, take_out
 from .reports import DiscardReport, Group, OnProgress, ReplayReport
-from .restore import restored
 from .tally import Gathering, Names, Run
+from .tasks import Tasks, no_tasks, tasks_of
 
 __all__ = ["DeadLetters"]
 
@@ -40,6 +44,7 @@ class DeadLetters:
         clock: time.
         decoder: reads arguments, see :class:`~celery_guardrails.dead_letters.KombuDecoder`.
         redact: what of the arguments may be shown.
+        tasks: finds what the app knows of a task, for edits.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class DeadLetters:
         clock: Clock,
         decoder: Decoder,
         redact: Redactor = hide_secrets,
+        tasks: Tasks = no_tasks,
     ) -> None:
         self._broker = broker
         self._store = store
@@ -58,11 +64,12 @@ class DeadLetters:
         self._clock = clock
         self._decoder = decoder
         self._redact = redact
+        self._tasks = tasks
 
     @classmethod
     def for_app(cls, app: Any, *, broker: Broker, store: IdempotencyStore | None, settings: Settings, clock: Clock) -> DeadLetters:
         """Return the service for a Celery app, which reads what the app's ``accept_content`` lets its workers read."""
-        return cls(broker, store, settings=settings, clock=clock, decoder=KombuDecoder(app.conf.accept_content))
+        return cls(broker, store, settings=settings, clock=clock, decoder=KombuDecoder(app.conf.accept_content), tasks=tasks_of(app))
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -137,6 +144,10 @@ class DeadLetters:
         to_queue: str | None = None,
         max_replays: int = 3,
         on_progress: OnProgress | None = None,
+        canary: bool = False,
+        canary_wait: float = 30.0,
+        edit: Edit | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> ReplayReport:
         """Put letters back into their task queues, with their task id and key, and a fresh count of attempts.
 
@@ -151,31 +162,58 @@ class DeadLetters:
             to_queue: put them all into this task queue.
             max_replays: leave letters alone that have been replayed so often before.
             on_progress: called after each letter.
+            canary: in stages, one letter, one in a hundred, all, each watched before the next, see
+                :class:`~celery_guardrails.dead_letters.canary.Canary`; the report says where it stopped and why.
+            canary_wait: seconds that a stage is watched at most.
+            edit: other arguments. All chosen letters are checked before the first is moved; key and fingerprint are made
+                anew where the key is made from arguments; what was changed travels with the message.
+            should_stop: asked between letters and while waiting; True ends it there, and the report says "interrupted".
 
         Raises:
-            GuardrailsConfigError: an option is wrong.
+            GuardrailsConfigError: an option is wrong, or a chosen letter cannot be edited so; nothing was moved.
         """
         if isinstance(max_replays, bool) or not isinstance(max_replays, int) or max_replays < 1:
             raise GuardrailsConfigError(f"--max-replays {max_replays!r}: a whole number of at least 1 is allowed")
         if to_queue is not None and (not to_queue or to_queue in self.queues().values()):
             raise GuardrailsConfigError(f"--to-queue {to_queue!r}: a task queue is allowed, not a dead letter queue")
-        pace = Pace(self._clock, rate)
+        if isinstance(canary_wait, bool) or not isinstance(canary_wait, (int, float)) or not 0 < canary_wait < float("inf"):
+            raise GuardrailsConfigError(f"--canary-wait {canary_wait!r}: a number of seconds above 0 is allowed")
+        pace, stop, ids = Pace(self._clock, rate), stop_when(should_stop), tuple(ids)
+        editor = None if edit is None else Editor(edit, tasks=self._tasks, decoder=self._decoder, redact=self._redact, store=self._store)
+
+        def replaying(run: Run) -> Replaying:
+            return Replaying(
+                run,
+                broker=self._broker,
+                store=self._store,
+                clock=self._clock,
+                pace=pace,
+                max_replays=max_replays,
+                reason=where.reason,
+                to_queue=to_queue,
+                editor=editor,
+                stop=stop,
+            )
+
         run = Run(dry_run=dry_run, on_progress=on_progress, already_completed=0 if dry_run and self._store else None)
-
-        def step(queued: QueuedLetter, letter: DeadLetter) -> bool:
-            if letter.replays >= max_replays:
-                run.skipped_max_replays += 1
-                return False
-            if letter.hopeless and not (letter.id in run.asked or letter.reason == where.reason):
-                run.skipped_hopeless += 1
-                return False
-            if not dry_run:
-                pace.wait()
-            self._replay(queued, letter, to_queue or letter.queue, run)
-            return True
-
-        self._each(where, ids, run, step)
-        return run.replay_report()
+        job = replaying(run)
+        if (canary or editor) and not dry_run:
+            plan = Run(dry_run=True)  # all are looked at before the first is moved
+            self._each(where, ids, plan, replaying(plan).step, stop)
+            if plan.stopped:
+                run.stopped = plan.stopped
+                return run.replay_report()
+            if canary:
+                job.canary = Canary(plan.done, canary_wait, _Watch(self), clock=self._clock, stop=stop)
+        self._each(where, ids, run, job.step, stop)
+        if job.canary is None:
+            return run.replay_report()
+        if not run.stopped:
+            try:
+                job.canary.finish()
+            except Halt as exc:
+                run.stopped = str(exc)
+        return run.replay_report(job.canary.report())
 
     def discard(
         self,
@@ -184,6 +222,7 @@ class DeadLetters:
         ids: Iterable[str] = (),
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> DiscardReport:
         """Remove letters for good.
 
@@ -192,15 +231,16 @@ class DeadLetters:
             ids: only these, by identifier or whole task id (they must match ``where`` as well).
             dry_run: move nothing, only count.
             on_progress: called after each letter.
+            should_stop: asked between letters; True ends it there, and the report says "interrupted".
         """
         run = Run(dry_run=dry_run, on_progress=on_progress)
 
         def step(queued: QueuedLetter, letter: DeadLetter) -> bool:
-            if dry_run or self._take(queued, letter, run, "it is still in the dead letter queue"):
+            if dry_run or take_out(self._broker, self._clock, queued, letter, run, "it is still in the dead letter queue"):
                 run.done += 1
             return True
 
-        self._each(where, ids, run, step)
+        self._each(where, ids, run, step, stop_when(should_stop))
         return run.discard_report()
 
     def export(
@@ -258,7 +298,14 @@ class DeadLetters:
                 unique = names.unique(letter.id)
                 yield queued, letter if unique == letter.id else replace(letter, id=unique)
 
-    def _each(self, where: Filter, ids: Iterable[str], run: Run, step: Callable[[QueuedLetter, DeadLetter], bool]) -> None:
+    def _each(
+        self,
+        where: Filter,
+        ids: Iterable[str],
+        run: Run,
+        step: Callable[[QueuedLetter, DeadLetter], bool],
+        stop: Callable[[], None] | None,
+    ) -> None:
         """Call ``step`` with each chosen letter; its answer says whether the letter counts against the limit.
 
         Never looks further than the queues were deep at the start: what comes in behind, such as the letters that a
@@ -269,9 +316,12 @@ class DeadLetters:
         run.depth = sum(bound for _, bound in bounds.values())
 
         def visit(queued: QueuedLetter, letter: DeadLetter) -> bool:
+            if stop is not None:
+                stop()
             if where.matches(letter) and (not asked or run.is_asked(letter)):
+                counts = step(queued, letter)
                 run.total += 1
-                run.acted += step(queued, letter)
+                run.acted += counts
             run.looked_at += 1
             run.progress()
             return run.acted == where.limit or run.all_found
@@ -280,64 +330,66 @@ class DeadLetters:
             for queue, (dead_letter_queue, bound) in bounds.items():
                 if self._visit(queue, dead_letter_queue, bound, run, visit):
                     return
+        except GuardrailsConfigError:  # of a plan: nothing was moved
+            raise
+        except Halt as exc:
+            run.stopped = str(exc)
         except Exception as exc:  # noqa: BLE001 - the broker's library raises what it likes; what has been done must be told
             run.stopped = f"{type(exc).__name__}: {exc}"
+        finally:
+            run.give_up_sent()
 
     def _visit(self, queue: str, dead_letter_queue: str, bound: int, run: Run, visit: Callable[[QueuedLetter, DeadLetter], bool]) -> bool:
         """Call ``visit`` with the first ``bound`` letters of a queue until it says that it is enough; whether it did.
 
         A slow replay takes several passes: RabbitMQ closes a channel that holds messages longer than its
         ``consumer_timeout`` (half an hour by default), and what is held no other operator can see. What a pass has
-        left in the queue comes first in the next one, and is passed over there by its number.
+        left in the queue comes first in the next one, and is passed over there by its number. A process that was
+        stopped for so long and continues (SIGTSTP, SIGCONT) begins a new pass, too: the channel of the last may be closed.
         """
         left = 0
         while bound > 0:
-            end = self._clock.now() + _PASS_SECONDS
-            with closing(self._browse(queue, dead_letter_queue, left + bound)) as letters:
-                for queued, letter in islice(letters, left, None):
-                    done = run.done
-                    if visit(queued, letter):
-                        return True
-                    bound -= 1
-                    left += run.dry_run or run.done == done
-                    if self._clock.now() >= end:
-                        break
-                else:
-                    return False
+            run.hold_until = float("inf")
+            try:
+                with closing(self._browse(queue, dead_letter_queue, left + bound)) as letters:
+                    for queued, letter in islice(letters, left, None):
+                        now = self._clock.now()
+                        if run.hold_until == float("inf"):
+                            run.hold_until = now + _PASS_SECONDS
+                        elif now >= run.hold_until:
+                            break
+                        done = run.done
+                        if visit(queued, letter):
+                            return True
+                        bound -= 1
+                        left += run.dry_run or run.done == done
+                    else:
+                        return False
+            except HeldTooLong:
+                continue
+            except (GuardrailsConfigError, Halt):
+                raise
+            except Exception:
+                if self._clock.now() < run.hold_until:
+                    raise
         return False
 
-    def _replay(self, queued: QueuedLetter, letter: DeadLetter, destination: str, run: Run) -> None:
-        if not run.dry_run:
-            try:
-                self._broker.send(restored(letter, now=self._clock.now()), destination)
-            except PublishFailed as exc:
-                run.fail(letter, str(exc))
-                return
-            left = f"it is in {destination!r} now, and in the dead letter queue still; its key keeps it from running twice"
-            if not self._take(queued, letter, run, left):
-                return
-        elif run.already_completed is not None:
-            run.already_completed = self._plus_completed(run.already_completed, letter)
-        run.done += 1
-        run.destinations[destination] += 1
-        run.reasons[letter.reason] += 1
 
-    def _take(self, queued: QueuedLetter, letter: DeadLetter, run: Run, left: str) -> bool:
-        try:
-            self._broker.take(queued)
-        except Exception as exc:  # noqa: BLE001 - the broker's library raises what it likes; the letter is told by name
-            run.fail(letter, f"{left} ({type(exc).__name__}: {exc})")
-            return False
-        return True
+class _Watch:
+    """What a canary sees of a service's queues and records."""
 
-    def _plus_completed(self, known: int, letter: DeadLetter) -> int | None:
-        if self._store is None or not letter.key:
-            return known
-        try:
-            record = self._store.lookup(letter.key)
-        except StoreUnavailable:
-            return None
-        return known + (record is not None and record.state is RecordState.COMPLETED)
+    def __init__(self, service: DeadLetters) -> None:
+        self._service = service
+
+    def depth(self, queues: Iterable[str]) -> int:
+        return sum(self._service.count(Filter(queue=queue)) for queue in queues)
+
+    def letters(self, queues: Iterable[str]) -> Iterator[DeadLetter]:
+        for queue in queues:
+            yield from self._service.list(Filter(queue=queue))
+
+    def lookup(self, key: str) -> Record | None:
+        return None if self._service._store is None else self._service._store.lookup(key)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .canary import CanaryReport
 from .letter import DeadLetter
-from .reports import FAILURES_KEPT, DiscardReport, Failure, Group, OnProgress, Progress, ReplayReport
+from .reports import EDITS_KEPT, FAILURES_KEPT, DiscardReport, EditNote, Failure, Group, OnProgress, Progress, ReplayReport
 
 __all__ = ["Gathering", "Names", "Run"]
 
@@ -92,7 +93,13 @@ class Run:
     reasons: Counter[str] = field(default_factory=Counter)
     asked: frozenset[str] = frozenset()
     found: set[str] = field(default_factory=set)
-    found_letters: int = 0
+    found_letters: set[str] = field(default_factory=set)
+    edited: int = 0
+    edits: list[EditNote] = field(default_factory=list)
+    #: Letters that were published and not taken out yet, with what to say of them if that stays so.
+    sent: dict[str, str] = field(default_factory=dict)
+    #: Unix time in seconds after which the broker may have taken back what is in hand.
+    hold_until: float = float("inf")
 
     def ask(self, ids: Iterable[str]) -> bool:
         """Say which letters are asked for by name; whether any are."""
@@ -103,19 +110,33 @@ class Run:
         """Whether this letter, or its task, was asked for by name."""
         hits = self.asked & {letter.id, letter.task_id}
         self.found |= hits
-        self.found_letters += letter.id in hits
+        self.found_letters |= hits & {letter.id}
         return bool(hits)
 
     @property
     def all_found(self) -> bool:
         """Whether every letter that was asked for by its own identifier has come by (a task id may have more letters)."""
-        return bool(self.asked) and self.found_letters == len(self.asked)
+        return bool(self.asked) and len(self.found_letters) == len(self.asked)
 
     def fail(self, letter: DeadLetter, why: str) -> None:
         """Count a letter that was not moved."""
         self.failed += 1
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append(Failure(letter.id, why))
+
+    def note(self, edit: EditNote) -> None:
+        """Count a letter whose arguments were changed."""
+        self.edited += 1
+        if len(self.edits) < EDITS_KEPT:
+            self.edits.append(edit)
+
+    def give_up_sent(self) -> None:
+        """Count what was published and could not be found again to take it out."""
+        for identifier, left in self.sent.items():
+            self.failed += 1
+            if len(self.failures) < FAILURES_KEPT:
+                self.failures.append(Failure(identifier, f"{left}, or somebody else has taken it"))
+        self.sent.clear()
 
     def progress(self) -> None:
         """Tell whoever wants to know."""
@@ -126,7 +147,7 @@ class Run:
     def _missing(self) -> tuple[str, ...]:
         return () if self.stopped else tuple(sorted(self.asked - self.found))
 
-    def replay_report(self) -> ReplayReport:
+    def replay_report(self, canary: CanaryReport | None = None) -> ReplayReport:
         """Return the counts of a replay."""
         return ReplayReport(
             total=self.total,
@@ -141,6 +162,9 @@ class Run:
             reasons=dict(self.reasons),
             stopped=self.stopped,
             dry_run=self.dry_run,
+            edited=self.edited,
+            edits=tuple(self.edits),
+            canary=canary,
         )
 
     def discard_report(self) -> DiscardReport:

@@ -53,6 +53,7 @@ class Travel:
         until: unix time in seconds of the deadline that was inherited from the task that published this one.
         history: the attempts that failed so far, the oldest first.
         deaths: what it was replayed from, the oldest first.
+        edited: arguments that an operator changed before a replay: name, old value and new one as redacted texts, the newest last.
     """
 
     key: str | None = None
@@ -69,6 +70,7 @@ class Travel:
     until: float | None = None
     history: tuple[PastAttempt, ...] = ()
     deaths: tuple[PastDeath, ...] = ()
+    edited: tuple[tuple[str, str, str], ...] = ()
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
@@ -97,6 +99,7 @@ class Travel:
             "until": self.until,
             "history": history_header(self.history) if self.history else None,
             "deaths": history_header(self.deaths) if self.deaths else None,
+            "edited": [list(change) for change in self.edited] or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -124,6 +127,12 @@ def _pair(value: Any) -> tuple[str, str] | None:
     return (str(value[0]), str(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else None
 
 
+def _changes(value: Any) -> tuple[tuple[str, str, str], ...]:
+    if not isinstance(value, (list, tuple)):
+        return ()
+    return tuple((str(c[0]), str(c[1]), str(c[2])) for c in value if isinstance(c, (list, tuple)) and len(c) == 3)
+
+
 #: Name in the header → field, and what reads it.
 _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "key": ("key", _text),
@@ -140,6 +149,7 @@ _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "until": ("until", _number),
     "history": ("history", read_history),
     "deaths": ("deaths", read_deaths),
+    "edited": ("edited", _changes),
 }
 
 

@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each does its own set-up; variables go on the command line: make demo BROKER=amqp://
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-plain test lint chaos bench bench-fleet bench-storm coverage mutants build clean
+.PHONY: help demo demo-plain test lint chaos bench bench-fleet bench-storm bench-letters coverage mutants build clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -56,6 +56,11 @@ bench-fleet: ## Ten thousand simulated workers and an outage: figures and pictur
 bench-storm: ## A dependency slows, fails for a minute, heals: figures and picture for docs/storm.md (ten minutes)
 	@$(BOOTSTRAP) test bench
 	$(BIN)/python -m benchmarks.storm --json docs/images/storm.json --plot docs/images/storm
+
+bench-letters: ## Dead letters grouped and replayed by the ten thousand, against a bare publisher (a minute)
+	@$(BOOTSTRAP) test lint
+	@$(BIN)/python -m tests.support.provision
+	$(BIN)/python -m benchmarks.letters
 
 coverage: ## Every test under coverage, workers included
 	@$(BOOTSTRAP) test lint

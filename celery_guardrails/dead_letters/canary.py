@@ -269,9 +269,10 @@ class Canary:
     def _refuse_failing(self) -> None:
         for bird in self._pending:
             record = self._record(bird.key)
-            if record is not None and record.attempts:
+            if record is not None and (record.attempts or record.crashes):
                 self._failed = 1
-                self._halt(f"the task [{bird.task_id}] has failed again ({record.attempts} of its attempts) and waits for its retry")
+                how = f"{record.attempts} attempts, {record.crashes} crashes"
+                self._halt(f"the task [{bird.task_id}] has failed again ({how}) and waits for its retry")
 
     def _halt(self, why: str) -> None:
         self._why = why

@@ -57,6 +57,8 @@ class Shop(Kit):
             self.store.complete(name, holder="h", fingerprint=None, fence=claim.fence, result=StoredResult(), retention=1000)
         elif fate == "fails and waits":
             self.store.release(name, holder="h", attempts=1)
+        elif fate == "kills its worker":
+            self.store.release(name, holder="h", crashes=1)
         elif fate == "runs":
             pass
         else:
@@ -179,8 +181,9 @@ def test_letters_that_lay_there_with_the_same_error_or_task_id_are_no_deaths_of_
     assert shop.replay(canary_wait=3.0).clean
 
 
-def test_one_that_failed_again_and_waits_for_its_retry_stops_it_when_the_time_is_over() -> None:
-    shop = Shop(letters=5, fate=lambda _: "fails and waits")
+@pytest.mark.parametrize("fate", ["fails and waits", "kills its worker"])
+def test_one_that_failed_again_and_waits_for_its_retry_stops_it_when_the_time_is_over(fate: str) -> None:
+    shop = Shop(letters=5, fate=lambda _: fate)
     start = shop.clock.now()
     report = shop.replay(canary_wait=10.0)
     assert report.canary is not None

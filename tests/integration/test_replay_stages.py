@@ -77,7 +77,7 @@ def test_an_edited_letter_runs_with_its_new_arguments_and_tells_of_them_when_it_
     assert service.replay(edit=Edit({"error": "AttributeError"})).edited == 1
     eventually(lambda: [letter.replays for letter in service.list()] == [1], 20, because="it is dead again")
     [letter] = service.list()
-    assert letter.certificate.error == "builtins.AttributeError"
+    assert letter.certificate.error == "AttributeError"
     assert letter.travel.edited == (("error", '"TypeError"', '"AttributeError"'),)
     assert (letter.task_id, letter.key) == (result.id, "effect:order")
 

@@ -33,6 +33,7 @@ class Settings:
         default_kind: of errors that no rule knows.
         delay_queue_type: ``"quorum"`` or ``"classic"``: RabbitMQ queues that hold waiting retries.
         http: ``host:port`` of the worker's own HTTP server, or None.
+        alert_webhook: URL that is told of dead letters, or None.
     """
 
     store: str | None = None
@@ -48,6 +49,7 @@ class Settings:
     default_kind: str = RETRYABLE
     delay_queue_type: str = "quorum"
     http: str | None = None
+    alert_webhook: str | None = None
 
     def __post_init__(self) -> None:
         for name, (allowed, test) in _RULES.items():
@@ -99,4 +101,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "default_kind": (f'"{RETRYABLE}" or "{PERMANENT}"', lambda v: v in (RETRYABLE, PERMANENT)),
     "delay_queue_type": ('"quorum" or "classic"', lambda v: v in ("quorum", "classic")),
     "http": ("None or host:port", lambda v: v is None or (_text(v) and v.rpartition(":")[2].isdigit())),
+    "alert_webhook": (
+        "None or a URL with https:// or http://",
+        lambda v: v is None or (_text(v) and v.startswith(("https://", "http://"))),
+    ),
 }

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from . import keys, letter_files
+from .alerts import alert_test
 from .base import Command, GetApp
 from .classify import classify
 from .letters import dead_letters
@@ -28,7 +29,7 @@ def guardrails(**_preload_options: Any) -> None:
 
 dead_letters.add_command(letter_files.export)
 dead_letters.add_command(letter_files.import_)
-for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify):
+for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify, alert_test):
     guardrails.add_command(_command)
 
 

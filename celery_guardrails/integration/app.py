@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from ..config import PREFIX, Settings
 from ..errors import GuardrailsConfigError
 from ..events import Event, Listener
 from ..guard import Guard
+from ..policy.alerts import Alert
 from ..policy.breaker import CircuitBreaker, Condition
 from ..policy.budget import RetryBudget, is_number
 from ..policy.classification import Classification
@@ -25,6 +26,7 @@ from ..policy.resource import Resource, ResourceView
 from ..policy.verdict import Limits
 from ..ports import Broker, Clock, IdempotencyStore, ResourceStore, TransactionalStore
 from ..stores import hide_password
+from .alerts.service import Alerts
 from .clock import SystemClock
 from .configuration import configured, confirm_publishes
 from .logs import log_event, logger
@@ -73,6 +75,8 @@ class Guardrails:
         Settings.from_mapping(self._overrides)
         self.clock: Clock = SystemClock()
         self._listeners: list[Listener] = [log_event]
+        #: See :meth:`alert`.
+        self.alerts = Alerts(self)
         self._pending_rules: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._opened: tuple[int, Parts] | None = None
         self._declared: dict[str, Resource] = {}
@@ -88,6 +92,7 @@ class Guardrails:
         present = getattr(app, "guardrails", None)
         if isinstance(present, Guardrails) and present is not self:
             # a task was defined first and attached the default: this one, given by hand, goes before it
+            self.alerts.inherit(present.alerts)
             self._listeners.extend(listener for listener in present._listeners if listener not in self._listeners)
             self._declared = {**present._declared, **self._declared}
             self.fallback_store = self.fallback_store or present.fallback_store
@@ -374,6 +379,38 @@ class Guardrails:
         """Call ``listener`` with every event (:mod:`celery_guardrails.events`); usable as a decorator."""
         self._listeners.append(listener)
         return listener
+
+    def alert(
+        self,
+        function: Callable[[Alert], object] | None = None,
+        *,
+        webhook: str | None = None,
+        email: str | Sequence[str] | None = None,
+        new: bool = True,
+        rate: str | None = "100/m",
+        every: float = 300.0,
+        quiet: float = 86400.0,
+        where: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Any:
+        """Tell somebody of dead letters: by a callable, a webhook (Slack's form), or e-mail (Django's mailer); one of the three.
+
+        It never delays a task or its dead-lettering, and the whole fleet sends one message together.
+
+        Args:
+            function: called with an :class:`~celery_guardrails.policy.alerts.Alert`, in a thread of its own; usable as a decorator.
+            webhook: URL that a JSON document is posted to.
+            email: addresses.
+            new: at the first letter of a kind (error fingerprint) that has not been seen for ``quiet`` seconds.
+            rate: when more letters die than this, ``"100/m"``, ``"20/30s"``; None: never.
+            every: seconds between two messages of the same sort; what is held back is summed up in the next.
+            quiet: seconds, for ``new``.
+            where: globs that letters must match: ``{"task": "shop.*", "queue": …, "reason": …, "error": …}``, each one or several.
+
+        Raises:
+            GuardrailsConfigError: naming the option, the value and what is allowed.
+        """
+        self.alerts.add(function, webhook=webhook, email=email, new=new, rate=rate, every=every, quiet=quiet, where=where)
+        return function
 
     def emit(self, event: Event) -> None:
         """Tell every listener; one that fails is logged and does not disturb the task."""

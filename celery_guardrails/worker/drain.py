@@ -33,6 +33,7 @@ class Drain(bootsteps.Step):
         super().__init__(w, **kwargs)
         self._rails = ensure_guardrails(w.app)
         _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
+        self._rails.alerts.prepare()
         for task in list(w.app.tasks.values()):
             if getattr(task, "guarded", False):
                 self._rails.check_task(task.guard_options)

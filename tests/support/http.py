@@ -22,12 +22,17 @@ class HttpServer:
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._over = threading.Event()
+        #: Method, path, headers and body of each request, as they came.
+        self.requests: list[tuple[str, str, Mapping[str, str], bytes]] = []
         self._act: Callable[[_Handler], None] = _Handler.nothing
         server = self
 
         class Handler(_Handler):
             def act(self) -> None:
                 server._act(self)
+
+            def came(self, body: bytes) -> None:
+                server.requests.append((self.command, self.path, dict(self.headers), body))
 
             def wait(self) -> None:
                 server._over.wait(30)
@@ -69,8 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
     def wait(self) -> None:
         """Wait for the end of the server."""
 
+    def came(self, body: bytes) -> None:
+        """Keep a request."""
+
     def _any(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.came(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
         self.close_connection = True
         self.act()
 

@@ -35,6 +35,12 @@ def check_execution(now: Execution) -> None:
     assert (left, stop, parts) == (None, False, ("k", 1, 1, 1, None))
 
 
+def check_alerts(rails: Guardrails) -> None:
+    rails.alert(webhook="https://hooks.example.com/x", rate="20/30s", every=60.0, quiet=3600.0, where={"task": ["shop.*"], "queue": "q"})
+    rails.alert(lambda alert: alert.letters, new=False)
+    rails.alert(email="ops@example.com", rate=None)
+
+
 def check_guardrails() -> None:
     rails: Guardrails = Guardrails(lease_seconds=30)
     assert isinstance(rails, Guardrails)

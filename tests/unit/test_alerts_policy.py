@@ -184,16 +184,17 @@ def test_a_message_that_could_not_be_sent_is_in_the_next_one_as_if_it_had_never_
 
 def test_an_alarm_of_a_rate_that_could_not_be_sent_is_tried_again_after_every_and_not_ever_later() -> None:
     fleet = Fleet(replace(RULES, new=False))
-    fleet.die(kind(letters=500))
-    for _ in range(6):
-        ((_at, alert),) = fleet.sent
+    tried: list[float] = []
+    for _ in range(60):
+        fleet.die(kind(letters=500), after=30.0)
+        for at, alert in fleet.sent:
+            tried.append(at)
+            fleet.state = give_back(fleet.state, alert, fleet.now, fleet.rules)
         fleet.sent.clear()
-        fleet.state = give_back(fleet.state, alert, fleet.now, fleet.rules)
-        fleet.die()
-        assert fleet.wait == 300.0
-        fleet.die(after=fleet.wait)
-    assert fleet.sent[0][1].count == 500
-    assert fleet.sent[0][1].letters == 500
+    assert tried == [30.0, 330.0, 630.0, 930.0, 1230.0, 1530.0]
+    alert = fleet.die(kind(letters=500), after=30.0)
+    assert alert is not None
+    assert alert.letters == 61 * 500
 
 
 def test_a_process_that_was_alone_brings_its_letters_back_and_nobody_is_told_twice() -> None:

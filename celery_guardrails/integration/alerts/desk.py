@@ -21,6 +21,8 @@ _KINDS = 100
 _GATHER = 0.25
 #: Seconds between two looks while letters keep dying: doubled each time up to the second number.
 _PACE, _SLOWEST = 1.0, 10.0
+#: Seconds after which a thread with nothing to do ends; the next letter starts another.
+_LINGER = 30.0
 #: Seconds to leave a state alone that another process is at; up to twice that.
 _BUSY = 0.02
 #: Seconds before the two further tries of a message that could not be sent, and the most that a server may ask for instead.
@@ -130,15 +132,18 @@ class Desk:
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._closed = False
-            thread = threading.Thread(target=self._run, name="guardrails-alert", daemon=True)
-            thread.start()
-            self._thread = thread
+            # kept before it starts: a soft time limit may strike in between, and there must not be two
+            self._thread = threading.Thread(target=self._run, name="guardrails-alert", daemon=True)
+            self._thread.start()
 
     # -- in the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._closed:
-            self._wake.wait(None if self._due is None else max(0.0, self._due - time.monotonic()))
+            due = self._due
+            woken = self._wake.wait(_LINGER if due is None else max(0.0, due - time.monotonic()))
+            if not woken and due is None and self._leaves():
+                return
             self._hurry.wait(_GATHER)
             self._wake.clear()
             taken = self._taken()
@@ -151,6 +156,14 @@ class Desk:
                 self._again()
                 time.sleep(_BUSY * (1.0 + self._chance()))
             self._rest()
+
+    def _leaves(self) -> bool:
+        """Whether the thread may end; with it ends what the store has opened for it, such as a connection of a database."""
+        with self._lock:
+            if self._kinds or self._beyond or self._due is not None:
+                return False
+            self._thread = None
+            return True
 
     def _look(self, kinds: list[Kind], beyond: int) -> None:
         unsent = list(self._unsent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -16,12 +16,12 @@ from .app import ensure_guardrails
 from .mainstate import state
 from .translate import new_holder, queue_of, restore_origin, to_delivery
 
-__all__ = ["guarded"]
+__all__ = ["SHORT", "guarded", "seconds_to_wait"]
 
 logger = get_logger(__name__)
 
 #: Seconds; a shorter wait is not worth a trip through the broker.
-_SHORT = 0.5
+SHORT = 0.5
 
 
 def guarded(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -35,8 +35,8 @@ def guarded(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., 
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **extra: Any) -> Any:
         restore_origin(message)
-        wait = _seconds_to_wait(message.headers, app) if message.headers and message.headers.get("eta") else 0.0
-        if wait > _SHORT and message.headers.get("id") not in worker_state.revoked:
+        wait = seconds_to_wait(message.headers, app, rails.clock.now()) if message.headers and message.headers.get("eta") else 0.0
+        if wait > SHORT and message.headers.get("id") not in worker_state.revoked:
             delivery = to_delivery(
                 message,
                 task_id=str(message.headers.get("id")),
@@ -59,11 +59,13 @@ def guarded(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., 
     return on_message
 
 
-def _seconds_to_wait(headers: Any, app: Any) -> float:
+def seconds_to_wait(headers: Any, app: Any, now: float) -> float:
+    """Return the seconds from ``now`` (unix time in seconds) until a message's ETA, or 0 where it has none that can be read."""
     try:
-        eta = maybe_iso8601(headers["eta"])
+        eta = maybe_iso8601(headers.get("eta"))
         if not isinstance(eta, datetime):
             return 0.0
-        return float((maybe_make_aware(eta, app.timezone) - datetime.now(timezone.utc)).total_seconds())
+        due: float = maybe_make_aware(eta, app.timezone).timestamp()
+        return due - now
     except (ValueError, TypeError, AttributeError, OverflowError):
         return 0.0  # Celery's own strategy refuses it, and it is dead-lettered as invalid

@@ -138,10 +138,34 @@ class MemoryBroker(Broker):
         """Refuse everything from now on; the messages stay for the next look."""
         self._closed = True
 
-    # -- what a worker does with a broker -----------------------------------------------------------------------
+    # -- what a publisher and a worker do with a broker --------------------------------------------------------
 
-    def receive(self, queue: str) -> tuple[int, RawMessage] | None:
-        """Take the first message of a queue into hand, or None where there is none; it is neither ready nor gone.
+    def declare(self, queue: str) -> None:
+        """Make a task queue known."""
+        with self._lock:
+            self._names.setdefault(queue, self._template.replace("{queue}", queue))
+
+    def put(self, message: RawMessage, queue: str) -> int:
+        """Put the message, as it was published, at the end of a task queue.
+
+        Returns:
+            Its number, for :meth:`receive`.
+
+        Raises:
+            PublishFailed: the broker is closed.
+        """
+        self._operation("before put")
+        self.declare(queue)
+        number = self._put(message, queue)
+        self._on_operation("after put")
+        return number
+
+    def receive(self, queue: str, number: int | None = None) -> tuple[int, RawMessage] | None:
+        """Take a message of a queue into hand, or None where it is not there; it is neither ready nor gone.
+
+        Args:
+            queue: name.
+            number: of the message; None for the first one.
 
         Returns:
             The delivery's number, for :meth:`ack` and :meth:`requeue`, and the message.
@@ -149,12 +173,12 @@ class MemoryBroker(Broker):
         with self._lock:
             self._release_due()
             entries = self._ready.get(queue)
-            if not entries:
+            chosen = next(iter(entries or ()), None) if number is None else number
+            if not entries or chosen is None or chosen not in entries:
                 return None
-            number = next(iter(entries))
-            message = entries.pop(number)
-            self._held[number] = (queue, message)
-            return number, message
+            message = entries.pop(chosen)
+            self._held[chosen] = (queue, message)
+            return chosen, message
 
     def ack(self, number: int) -> None:
         """Remove a message in hand for good."""
@@ -178,6 +202,19 @@ class MemoryBroker(Broker):
             self._release_due()
             return list(self._ready.get(queue, {}).values())
 
+    def waiting(self) -> list[tuple[int, str, RawMessage]]:
+        """Return number, queue and message of what is ready in the task queues, the oldest first."""
+        with self._lock:
+            self._release_due()
+            found = [(number, queue, message) for queue in self._names for number, message in self._ready.get(queue, {}).items()]
+            return sorted(found, key=lambda entry: entry[0])
+
+    def delayed(self) -> list[tuple[float, str, RawMessage]]:
+        """Return due time (unix, in seconds), queue and message of what waits for its time, the next one first."""
+        with self._lock:
+            self._release_due()
+            return [(due, queue, message) for due, _, queue, message in sorted(self._delayed, key=lambda entry: entry[:2])]
+
     def dead_letter_queue(self, queue: str) -> str:
         """Return the name of the dead letter queue of a task queue."""
         return self._names.get(queue) or self._template.replace("{queue}", queue)
@@ -193,10 +230,12 @@ class MemoryBroker(Broker):
             raise PublishFailed("the broker is closed")
         self._on_operation(point)
 
-    def _put(self, message: RawMessage, queue: str) -> None:
+    def _put(self, message: RawMessage, queue: str) -> int:
         with self._lock:
             self._release_due()
-            self._ready.setdefault(queue, {})[next(self._numbers)] = message
+            number = next(self._numbers)
+            self._ready.setdefault(queue, {})[number] = message
+            return number
 
     def _release_due(self) -> None:
         while self._delayed and self._delayed[0][0] <= self._clock.now():

@@ -15,6 +15,7 @@ from .alerts import alert_test
 from .base import Command, GetApp
 from .classify import classify
 from .letters import dead_letters
+from .reproduce import reproduce
 from .resources import resources
 
 __all__ = ["GetApp", "commands", "guardrails"]
@@ -27,8 +28,8 @@ def guardrails(**_preload_options: Any) -> None:
     """Dead letters, idempotency keys, resources, and what becomes of an error."""
 
 
-dead_letters.add_command(letter_files.export)
-dead_letters.add_command(letter_files.import_)
+for _command in (letter_files.export, letter_files.import_, reproduce):
+    dead_letters.add_command(_command)
 for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify, alert_test):
     guardrails.add_command(_command)
 

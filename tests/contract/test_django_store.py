@@ -495,7 +495,7 @@ def test_the_migration_can_be_taken_back(postgres_url: str) -> None:
 
     with dj.database("backwards", postgres_url) as alias:
         call_command("migrate", "guardrails", "zero", database=alias, verbosity=0)
-        assert "guardrails_record" not in connections[alias].introspection.table_names()
+        assert not [name for name in connections[alias].introspection.table_names() if name.startswith("guardrails_")]
 
 
 def test_postgresql_keeps_no_second_index_on_the_key(postgres_alias: str) -> None:

@@ -17,7 +17,7 @@ from celery_guardrails.integration.app import ensure_guardrails
 
 from .apps import celery_app
 
-__all__ = ["ClickCommand"]
+__all__ = ["ClickCommand", "project_app"]
 
 #: Options that Django itself gives every command, and whether a value follows.
 _DJANGO_OPTIONS = {
@@ -74,13 +74,18 @@ class ClickCommand(BaseCommand):
 
     def _run(self, args: list[str], **options: Any) -> int:
         try:
-            self.click_command(commands(_project_app)).main(args, **options)
+            self.click_command(commands(project_app)).main(args, **options)
         except SystemExit as exc:
             return exc.code if isinstance(exc.code, int) else int(bool(exc.code))
         return 0
 
 
-def _project_app() -> Any:
+def project_app() -> Any:
+    """Return the project's Celery app, with its guardrails.
+
+    Raises:
+        GuardrailsConfigError: there is none.
+    """
     app = celery_app()
     if app is None:
         raise GuardrailsConfigError(

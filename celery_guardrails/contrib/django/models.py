@@ -1,4 +1,4 @@
-"""The table of leases and completion records, as a model."""
+"""Tables as models: leases and completion records, archived dead letters, and who did what to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from celery_guardrails.stores.sql import TABLE
 
 from .fields import DigestField
 
-__all__ = ["IdempotencyRecord"]
+__all__ = ["ArchivedLetter", "AuditEntry", "IdempotencyRecord"]
 
 
 class IdempotencyRecord(models.Model):
@@ -55,3 +55,113 @@ class IdempotencyRecord(models.Model):
 
     def __str__(self) -> str:
         return str(self.key_text)
+
+
+class ArchivedLetter(models.Model):
+    """A dead letter that ``archive_dead_letters`` has moved out of the broker.
+
+    The message is kept byte for byte; the other columns are read from it, cut to their length, to find it by. What moves
+    letters is :class:`~celery_guardrails.contrib.django.archive.Archive`: use its methods, which publish and keep the audit trail.
+    """
+
+    class State:
+        """What has become of it."""
+
+        WAITING = "waiting"
+        REPLAYED = "replayed"
+        DISCARDED = "discarded"
+        choices = tuple((name, name) for name in (WAITING, REPLAYED, DISCARDED))
+
+    id = models.BigAutoField(primary_key=True)
+    letter_id = models.CharField("letter", max_length=64)
+    dead_letter_queue = models.CharField("dead letter queue", max_length=255)
+    queue = models.CharField("queue", max_length=255, blank=True)
+    task = models.CharField("task", max_length=255, blank=True)
+    task_id = models.CharField("task id", max_length=255, blank=True)
+    key = models.TextField("idempotency key", blank=True)
+    reason = models.CharField("reason", max_length=32)
+    error = models.CharField("error", max_length=255, blank=True)
+    message = models.TextField("message of the error", blank=True)
+    fingerprint = models.CharField("fingerprint of the error", max_length=32, blank=True)
+    worker = models.CharField("worker", max_length=255, blank=True)
+    attempts = models.IntegerField("attempts charged", default=0)
+    crashes = models.IntegerField("crashes", default=0)
+    replays = models.IntegerField("replays before", default=0)
+    first_seen = models.DateTimeField("first published", null=True, blank=True)
+    died_at = models.DateTimeField("died", null=True, blank=True)
+    archived_at = models.DateTimeField("archived")
+    #: None until the letter is known to be out of the broker: a run that is killed in between finds it there again.
+    taken_at = models.DateTimeField("taken out of the broker", null=True, blank=True)
+    state = models.CharField("state", max_length=10, choices=State.choices, default=State.WAITING)
+    changed_at = models.DateTimeField("state since")
+    note = models.CharField("note", max_length=200, blank=True)
+    body = models.BinaryField("body")
+    content_type = models.CharField("content type", max_length=255, null=True, blank=True)
+    content_encoding = models.CharField("content encoding", max_length=255, null=True, blank=True)
+    exchange = models.CharField("exchange", max_length=255, blank=True)
+    routing_key = models.CharField("routing key", max_length=255, blank=True)
+    headers = models.TextField("headers")
+    properties = models.TextField("properties")
+    certificate = models.TextField("certificate")
+
+    class Meta:
+        """For Django."""
+
+        db_table = "guardrails_letter"
+        verbose_name = "archived dead letter"
+        verbose_name_plural = "archived dead letters"
+        default_permissions = ("view",)
+        permissions = (
+            ("replay_letter", "Can replay archived dead letters"),
+            ("discard_letter", "Can discard archived dead letters"),
+            ("restore_letter", "Can restore discarded dead letters"),
+        )
+        constraints = (models.UniqueConstraint(fields=["dead_letter_queue", "letter_id"], name="guardrails_letter_once"),)
+        indexes = (
+            models.Index(fields=["fingerprint", "died_at"], name="guardrails_letter_group"),
+            models.Index(fields=["state", "archived_at"], name="guardrails_letter_state"),
+            models.Index(fields=["task_id"], name="guardrails_letter_task"),
+        )
+
+    def __str__(self) -> str:
+        return str(self.letter_id)
+
+
+class AuditEntry(models.Model):
+    """One thing that somebody did to archived letters: who, what, which, why, and how many."""
+
+    class Action:
+        """What was done."""
+
+        ARCHIVE = "archive"
+        REPLAY = "replay"
+        CANARY = "canary"
+        DISCARD = "discard"
+        RESTORE = "restore"
+        EDIT = "edit"
+        PURGE = "purge"
+        choices = tuple((name, name) for name in (ARCHIVE, REPLAY, CANARY, DISCARD, RESTORE, EDIT, PURGE))
+
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField("when")
+    who = models.CharField("who", max_length=255)
+    action = models.CharField("what", max_length=10, choices=Action.choices)
+    selection = models.TextField("which letters", blank=True)
+    why = models.TextField("why", blank=True)
+    before = models.IntegerField("letters before", default=0)
+    after = models.IntegerField("letters after", null=True, blank=True)
+    letters = models.IntegerField("letters affected", default=0)
+    outcome = models.TextField("outcome", blank=True)
+
+    class Meta:
+        """For Django."""
+
+        db_table = "guardrails_audit"
+        verbose_name = "audit entry"
+        verbose_name_plural = "audit trail"
+        default_permissions = ("view",)
+        ordering = ("-at", "-id")
+        indexes = (models.Index(fields=["at"], name="guardrails_audit_at"),)
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.action}"

@@ -1,0 +1,568 @@
+"""Dead letters in a Django database: moved there once each, kept byte for byte, found, replayed, discarded, restored."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_guardrails.dead_letters import Filter, KombuDecoder
+from celery_guardrails.dead_letters.tagged import dumps, loads
+from celery_guardrails.errors import DeadLetterError, GuardrailsConfigError, PublishFailed
+from celery_guardrails.policy.delivery import RawMessage, Travel
+from celery_guardrails.policy.lease import StoredResult
+from tests.support.dead_letters import Kit, task_message
+
+pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
+
+from django.db import connections
+
+from tests.support import django as dj
+
+DAY = 86400.0
+
+
+class Killed(BaseException):
+    """kill -9."""
+
+
+@pytest.fixture(scope="module")
+def sqlite_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('db') / 'archive.sqlite3'}"
+    with dj.database("archive-sqlite", url, OPTIONS={"timeout": 20}) as alias:
+        yield alias
+
+
+@pytest.fixture(scope="module")
+def postgres_archive(postgres: Any) -> Iterator[str]:
+    url = postgres.fresh_url()
+    with dj.database("archive-postgres", url) as alias:
+        yield alias
+    postgres.drop(url)
+
+
+@pytest.fixture(scope="module")
+def mariadb_archive(mariadb: Any) -> Iterator[str]:
+    url = mariadb.fresh_url()
+    with dj.database("archive-mariadb", url, OPTIONS={"charset": "utf8mb4"}) as alias:
+        yield alias
+    mariadb.drop(url)
+
+
+class Desk:
+    """An archive beside a service in memory."""
+
+    def __init__(self, alias: str, *queues: str) -> None:
+        from celery_guardrails.contrib.django.archive import Archive
+
+        self.alias = alias
+        self.kit = Kit(*queues)
+        app = SimpleNamespace(conf=SimpleNamespace(accept_content=["json"]))
+        self.rails = SimpleNamespace(broker=self.kit.broker, clock=self.kit.clock, app=app, dead_letters=self.kit.service)
+        decoder = KombuDecoder(["json"])
+        self.archive = Archive(self.kit.broker, self.kit.store, clock=self.kit.clock, decoder=decoder, using=alias)
+
+    def run(self, **options: Any) -> Any:
+        from celery_guardrails.contrib.django.archiving import run_archive
+
+        return run_archive(self.rails, using=self.alias, **options)
+
+    @property
+    def letters(self) -> Any:
+        from celery_guardrails.contrib.django.models import ArchivedLetter
+
+        return ArchivedLetter.objects.using(self.alias).order_by("pk")
+
+    @property
+    def trail(self) -> list[Any]:
+        from celery_guardrails.contrib.django.models import AuditEntry
+
+        return list(AuditEntry.objects.using(self.alias).order_by("pk"))
+
+    def states(self) -> Counter[str]:
+        return Counter(self.letters.values_list("state", flat=True))
+
+    def empty(self) -> None:
+        from celery_guardrails.contrib.django.models import AuditEntry
+
+        self.letters.delete()
+        AuditEntry.objects.using(self.alias).delete()
+
+
+@pytest.fixture
+def desk(sqlite_archive: str) -> Desk:
+    made = Desk(sqlite_archive, "celery", "other")
+    made.empty()
+    return made
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+def any_desk(request: pytest.FixtureRequest) -> Desk:
+    made = Desk(request.getfixturevalue(f"{request.param}_archive"), "celery", "other")
+    made.empty()
+    return made
+
+
+# -- kept as it was -------------------------------------------------------------------------------------------------
+
+#: As py-amqp hands out timestamps.
+NAIVE = datetime(2026, 1, 2)  # noqa: DTZ001
+HEADERS = {
+    "bytes": b"\x00\xff",
+    "when": datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc),
+    "naive": NAIVE,
+    "price": Decimal("1.50"),
+    "nan": float("inf"),
+    "zero": "a\x00b \ud800 \U0001f600",
+    "$bytes": "not ours",
+    "deep": [{"$map": 1, "x": [b"y", None, True]}],
+    "big": 2**70,
+}
+
+
+def test_headers_come_back_from_json_as_they_were() -> None:
+    assert loads(dumps(HEADERS)) == HEADERS
+    assert dumps(HEADERS).isascii()
+    with pytest.raises(TypeError, match="object"):
+        dumps({"x": object()})
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.sampled_from(["$bytes", "$map", "$x"]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(value=_values)
+def test_whatever_a_header_holds_comes_back(value: Any) -> None:
+    assert loads(dumps(value)) == value
+
+
+def test_a_letter_is_kept_byte_for_byte_and_is_the_same_letter_again(any_desk: Desk) -> None:
+    odd = RawMessage(b"\x80\x00 not json", "application/x-odd", None, HEADERS, {"priority": 3, "timestamp": NAIVE}, "e", "r")
+    any_desk.kit.bury(task_message("shop.charge", 7, key="k:\U0001f600\x00"), message="nul \x00 \ud800", traceback="\x00" * 20)
+    any_desk.kit.bury_raw(odd)
+    before = list(any_desk.kit.service.list())
+    assert any_desk.run().archived == 2
+    assert [any_desk.archive.letter(row) for row in any_desk.letters] == before
+    assert any_desk.kit.broker.depth("celery.dead") == 0
+
+
+def test_a_letter_that_the_database_cannot_take_stays_in_the_queue_and_keeps_no_other_out(desk: Desk) -> None:
+    desk.kit.bury()
+    desk.kit.bury_raw(replace(task_message("odd"), headers={"id": "x", "task": "odd", "what": object()}))
+    desk.kit.bury()
+    report = desk.run()
+    assert (report.archived, report.failed, report.clean) == (2, 1, False)
+    assert "object" in report.failures[0].why
+    assert [message.headers["task"] for message in desk.kit.broker.messages("celery.dead")] == ["odd"]
+
+
+# -- moved once -----------------------------------------------------------------------------------------------------
+
+
+def test_every_queue_is_archived_in_batches_or_only_the_one_that_is_named(any_desk: Desk) -> None:
+    for number in range(7):
+        any_desk.kit.bury(task_message("t", number), queue="celery")
+    any_desk.kit.bury(queue="other")
+    assert any_desk.run(queues=["other"]).queues == {"other.dead": 1}
+    report = any_desk.run(batch=3)
+    assert (report.archived, report.queues, report.clean) == (7, {"celery.dead": 7, "other.dead": 0}, True)
+    assert any_desk.states() == {"waiting": 8}
+    assert [(entry.action, entry.before, entry.after, entry.letters) for entry in any_desk.trail] == [
+        ("archive", 0, 1, 1),
+        ("archive", 1, 8, 7),
+    ]
+    assert any_desk.run().archived == 0
+    assert len(any_desk.trail) == 2
+
+
+def test_a_dry_run_moves_nothing_and_leaves_no_trail(desk: Desk) -> None:
+    desk.kit.bury()
+    report = desk.run(dry_run=True)
+    assert (report.archived, report.dry_run) == (1, True)
+    assert (desk.kit.broker.depth("celery.dead"), desk.letters.count(), desk.trail) == (1, 0, [])
+
+
+@settings(deadline=None, max_examples=30)
+@given(letters=st.integers(1, 9), batch=st.integers(1, 4), twins=st.booleans(), deaths=st.lists(st.integers(0, 12), max_size=4))
+def test_killed_anywhere_nothing_is_lost_and_nothing_doubled(
+    sqlite_archive: str, letters: int, batch: int, twins: bool, deaths: list[int]
+) -> None:
+    desk = Desk(sqlite_archive)
+    desk.empty()
+    for number in range(letters):
+        original = desk.kit.bury(task_message("t", number, task_id=f"task-{number}"))
+        if twins:
+            desk.kit.bury(original)
+    expected = {letter.id: letter.message for letter in desk.kit.service.list()}
+    distinct = {identifier for identifier in expected if "." not in identifier}  # of two that are the same in every byte one is enough
+    for after in deaths:
+        steps = iter(range(after))
+
+        def die(point: str, steps: Iterator[int] = steps) -> None:
+            if next(steps, None) is None:
+                raise Killed(point)
+
+        desk.kit.broker._on_operation = die
+        with contextlib.suppress(Killed):
+            desk.run(batch=batch)
+        # at the very moment of death each letter is in the table or in the queue
+        assert {row.letter_id for row in desk.letters} | set(desk.kit.ids()) >= distinct
+    desk.kit.broker._on_operation = lambda point: None
+    assert desk.run(batch=batch).clean
+    assert desk.kit.broker.depth("celery.dead") == 0
+    kept = [desk.archive.letter(row) for row in desk.letters]
+    assert len({letter.id for letter in kept}) == len(kept)
+    assert distinct <= {letter.id for letter in kept} <= set(expected)
+    assert all(letter.message == expected[letter.id] for letter in kept)
+
+
+def test_a_letter_replayed_from_the_table_before_it_was_taken_is_only_taken(desk: Desk) -> None:
+    desk.kit.bury()
+
+    def die(point: str) -> None:
+        if point == "before take":
+            raise Killed
+
+    desk.kit.broker._on_operation = die
+    with pytest.raises(Killed):
+        desk.run()
+    desk.kit.broker._on_operation = lambda point: None
+    assert desk.letters.get().taken_at is None
+    assert desk.archive.replay(desk.archive.rows(), who="me").replayed == 1
+    report = desk.run()
+    assert (report.archived, report.known) == (1, 1)
+    assert desk.states() == {"replayed": 1}
+    assert desk.kit.broker.depth("celery") == 1
+
+
+def test_a_copy_that_comes_after_its_letter_was_discarded_waits_again(desk: Desk) -> None:
+    original = desk.kit.bury()
+    desk.run()
+    desk.archive.discard(desk.archive.rows(), who="me")
+    desk.kit.bury(original)
+    desk.run()
+    assert desk.states() == {"waiting": 1}
+    assert "again" in desk.letters.get().note
+
+
+def test_a_letter_that_somebody_else_takes_meanwhile_waits_with_a_note(desk: Desk) -> None:
+    desk.kit.bury()
+
+    def other_operator(point: str) -> None:
+        if point == "before take":
+            desk.kit.broker._on_operation = lambda point: None
+            desk.kit.service.replay()
+
+    desk.kit.broker._on_operation = other_operator
+    report = desk.run()
+    assert (report.archived, report.elsewhere, report.clean) == (0, 1, True)
+    assert "somebody else" in desk.letters.get().note
+
+
+def test_two_runs_at_once_make_one_row_of_each_letter(desk: Desk) -> None:
+    for number in range(4):
+        desk.kit.bury(task_message("t", number))
+
+    def other_run(point: str) -> None:
+        if point == "before take":
+            desk.kit.broker._on_operation = lambda point: None
+            desk.run()
+
+    desk.kit.broker._on_operation = other_run
+    report = desk.run()
+    assert (report.archived, report.elsewhere) == (0, 4)
+    assert desk.states() == {"waiting": 4}
+    assert set(desk.letters.values_list("note", flat=True)) == {""}
+
+
+def test_a_broker_that_breaks_stops_the_run_and_the_next_one_goes_on(desk: Desk) -> None:
+    for number in range(3):
+        desk.kit.bury(task_message("t", number))
+
+    def broken(point: str) -> None:
+        if point == "before take" and desk.kit.broker.depth("celery.dead") == 2:
+            raise DeadLetterError("take a letter: gone") from OSError("gone")
+
+    desk.kit.broker._on_operation = broken
+    report = desk.run()
+    assert (report.archived, "gone" in report.stopped, report.clean) == (1, True, False)
+    assert desk.trail[0].outcome == report.stopped
+    desk.kit.broker._on_operation = lambda point: None
+    assert desk.run().archived == 2
+    assert desk.states() == {"waiting": 3}
+
+
+def test_a_database_that_takes_nothing_leaves_everything_in_the_queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db import DatabaseError
+
+    from celery_guardrails.contrib.django.archiving import Archiver
+
+    def away(*_: Any) -> None:
+        raise DatabaseError("the database is away")
+
+    monkeypatch.setattr(Archiver, "_insert", away)
+    for number in range(5):
+        desk.kit.bury(task_message("t", number))
+    report = desk.run(batch=2)
+    assert "the database is away" in report.stopped
+    assert (report.failed, desk.kit.broker.depth("celery.dead")) == (2, 5)
+
+
+# -- retention ------------------------------------------------------------------------------------------------------
+
+
+def aged(desk: Desk) -> None:
+    """Six letters, a day apart, every other one replayed; the last was archived today."""
+    for number in range(6):
+        desk.kit.bury(task_message("t", number))
+        desk.run()
+        if number % 2 == 0:
+            desk.archive.replay(desk.archive.rows().filter(task="t"), who="me", canary=True)
+        desk.kit.clock.advance(DAY)
+
+
+@pytest.mark.parametrize(
+    ("limits", "deleted", "left"),
+    [
+        ({"keep_days": 4.5}, 1, {"waiting": 3, "replayed": 2}),
+        ({"keep_count": 1}, 2, {"waiting": 3, "replayed": 1}),
+        ({"keep_days": 0, "keep_count": 9}, 3, {"waiting": 3}),
+        ({"keep_days": 4.5, "purge_waiting": True}, 2, {"waiting": 2, "replayed": 2}),
+        ({"keep_count": 0, "purge_waiting": True}, 6, {}),
+        ({}, 0, {"waiting": 3, "replayed": 3}),
+    ],
+)
+def test_retention_deletes_the_oldest_and_spares_what_waits(any_desk: Desk, limits: Any, deleted: int, left: dict[str, int]) -> None:
+    aged(any_desk)
+    assert any_desk.run(dry_run=True, **limits).purged == deleted
+    assert any_desk.run(**limits).purged == deleted
+    assert any_desk.states() == left
+    assert [entry.letters for entry in any_desk.trail if entry.action == "purge"] == [deleted] * bool(deleted)
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"keep_days": -1}, {"keep_count": -1}])
+def test_a_wrong_option_is_refused_before_anything_moves(desk: Desk, options: Any) -> None:
+    desk.kit.bury()
+    with pytest.raises(GuardrailsConfigError, match=f"--{next(iter(options)).replace('_', '-')}"):
+        desk.run(**options)
+    assert desk.kit.broker.depth("celery.dead") == 1
+
+
+# -- looking --------------------------------------------------------------------------------------------------------
+
+
+def test_letters_are_chosen_as_in_the_queue(any_desk: Desk) -> None:
+    kit = any_desk.kit
+    kit.bury(task_message("shop.charge", key="k1"), error="shop.errors.GatewayBusy", last_seen=kit.clock.now() - 50)
+    kit.bury(task_message("shop.ship+now"), reason="permanent", queue="other", last_seen=kit.clock.now() - 5000)
+    kit.bury_raw(task_message("foreign"))
+    filters = [
+        Filter(),
+        Filter(task="shop.*"),
+        Filter(task="shop.ship+now"),
+        Filter(task="shop?charge"),
+        Filter(task="charge"),
+        Filter(error="GatewayBusy"),
+        Filter(error="shop.errors.Gate*"),
+        Filter(error="Busy"),
+        Filter(reason="broker"),
+        Filter(queue="other"),
+        Filter(queue="other.dead"),
+        Filter(key="k1"),
+        Filter(since=kit.clock.now() - 100),
+        Filter(until=kit.clock.now() - 100),
+        Filter(limit=2),
+        Filter(fingerprint="abcd"),
+    ]
+    expected = [[letter.id for letter in kit.service.list(where)] for where in filters]
+    any_desk.run()
+    assert [[letter.id for letter in any_desk.archive.list(where)] for where in filters] == expected
+    assert any_desk.archive.show(expected[0][0]).id == expected[0][0]
+    with pytest.raises(DeadLetterError, match="nobody"):
+        any_desk.archive.show("nobody")
+
+
+def test_groups_are_those_of_the_queue_with_a_trend(any_desk: Desk) -> None:
+    kit = any_desk.kit
+    now = kit.clock.now()
+    for ago in (100.0, 3700.0, 3700.0, 30 * 3600.0):
+        kit.bury(task_message(f"t{ago:.0f}"), error="a.B", last_seen=now - ago)
+    kit.bury(queue="other", reason="permanent", error="c.D", message="why", last_seen=now)
+    plain = [(g.reason, g.error, g.fingerprint, g.count, g.first_seen, g.last_seen, g.tasks, g.queues) for g in kit.service.groups()]
+    any_desk.run()
+    groups = any_desk.archive.groups()
+    assert [(g.reason, g.error, g.fingerprint, g.count, g.first_seen, g.last_seen, g.tasks, g.queues) for g in groups] == plain
+    assert [sum(group.trend) for group in groups] == [3, 1]
+    assert groups[1].trend[-1] == 1
+    assert len(groups[0].trend) == 24
+    assert (groups[1].message, any_desk.letters.get(pk=groups[1].sample_pk).letter_id) == ("why", groups[1].sample)
+    assert len(any_desk.archive.groups(Filter(limit=1))) == 1
+    assert any_desk.archive.groups(state="discarded") == []
+
+
+# -- moving ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_publishes_the_same_task_and_key_with_fresh_attempts(any_desk: Desk) -> None:
+    message = any_desk.kit.bury(task_message("shop.charge", 7, key="charge:7"))
+    any_desk.run()
+    report = any_desk.archive.replay(any_desk.archive.rows(), who="ann", why="mended", selection="all")
+    assert (report.total, report.replayed, report.destinations, report.reasons) == (1, 1, {"celery": 1}, {"exhausted": 1})
+    [live] = any_desk.kit.broker.messages("celery")
+    travel = Travel.from_headers(live.headers)
+    assert (live.body, live.headers["id"], travel.key, travel.attempts, travel.replays) == (
+        message.body,
+        message.headers["id"],
+        "charge:7",
+        0,
+        1,
+    )
+    assert any_desk.states() == {"replayed": 1}
+    entry = any_desk.trail[-1]
+    assert (entry.action, entry.who, entry.why, entry.selection) == ("replay", "ann", "mended", "all")
+    assert (entry.before, entry.after, entry.letters, json.loads(entry.outcome)) == (1, 0, 1, {"destinations": {"celery": 1}})
+    assert any_desk.archive.replay(any_desk.archive.rows(state=None), who="bob").total == 0
+
+
+def test_a_canary_replays_the_newest_letter_only(desk: Desk) -> None:
+    for number in range(3):
+        desk.kit.bury(task_message("t", number, task_id=f"id-{number}"))
+    desk.run()
+    assert desk.archive.replay(desk.archive.rows(), who="me", canary=True).replayed == 1
+    assert [message.headers["id"] for message in desk.kit.broker.messages("celery")] == ["id-2"]
+    assert (desk.trail[-1].action, desk.trail[-1].before, desk.trail[-1].after) == ("canary", 3, 2)
+
+
+def test_letters_that_were_replayed_too_often_or_are_hopeless_stay(desk: Desk) -> None:
+    desk.kit.bury(replays=3)
+    desk.kit.bury(reason="undecodable")
+    desk.run()
+    report = desk.archive.replay(desk.archive.rows(), who="me")
+    assert (report.total, report.replayed, report.skipped_max_replays, report.skipped_hopeless) == (2, 0, 1, 1)
+    assert desk.archive.replay(desk.archive.rows(), who="me", hopeless=True, max_replays=4, to_queue="other").destinations == {"other": 2}
+    with pytest.raises(GuardrailsConfigError, match="max_replays"):
+        desk.archive.replay(desk.archive.rows(), who="me", max_replays=0)
+
+
+def test_a_dry_run_counts_keys_that_completed_meanwhile_and_moves_nothing(desk: Desk) -> None:
+    for key in ("a", "b"):
+        desk.kit.bury(task_message(key=key))
+    desk.run()
+    store = desk.kit.store
+    claim = store.claim("a", holder="h", fingerprint=None, lease=60)
+    result = StoredResult("application/json", "utf-8", b"1", "task")
+    store.complete("a", holder="h", fingerprint=None, fence=claim.fence, result=result, retention=600)
+    trail = len(desk.trail)
+    report = desk.archive.replay(desk.archive.rows(), who="me", dry_run=True)
+    assert (report.replayed, report.already_completed, report.dry_run) == (2, 1, True)
+    assert (desk.states(), desk.kit.broker.depth("celery"), len(desk.trail)) == ({"waiting": 2}, 0, trail)
+
+
+def test_what_cannot_be_published_waits_on(any_desk: Desk) -> None:
+    for number in range(3):
+        any_desk.kit.bury(task_message("t", number))
+    any_desk.run()
+    refuse = iter([False, True, False])
+
+    def broken(point: str) -> None:
+        if point == "before send" and next(refuse):
+            raise PublishFailed("no such queue")
+
+    any_desk.kit.broker._on_operation = broken
+    report = any_desk.archive.replay(any_desk.archive.rows(), who="me")
+    assert (report.replayed, report.failed, report.failures[0].why) == (2, 1, "no such queue")
+    assert any_desk.states() == {"waiting": 1, "replayed": 2}
+
+
+@settings(deadline=None, max_examples=25)
+@given(letters=st.integers(1, 6), deaths=st.lists(st.integers(0, 8), max_size=3))
+def test_a_replay_killed_anywhere_loses_nothing(sqlite_archive: str, letters: int, deaths: list[int]) -> None:
+    desk = Desk(sqlite_archive)
+    desk.empty()
+    buried = [desk.kit.bury(task_message("t", number)).headers["id"] for number in range(letters)]
+    desk.run()
+    killed = 0
+    for after in deaths:
+        steps = iter(range(after))
+
+        def die(point: str, steps: Iterator[int] = steps) -> None:
+            if next(steps, None) is None:
+                raise Killed(point)
+
+        desk.kit.broker._on_operation = die
+        try:
+            desk.archive.replay(desk.archive.rows(), who="me")
+        except Killed:
+            killed += 1
+        waiting = set(desk.letters.filter(state="waiting").values_list("task_id", flat=True))
+        assert waiting | {message.headers["id"] for message in desk.kit.broker.messages("celery")} == set(buried)
+    desk.kit.broker._on_operation = lambda point: None
+    assert desk.archive.replay(desk.archive.rows(), who="me").clean
+    live = Counter(message.headers["id"] for message in desk.kit.broker.messages("celery"))
+    assert set(live) == set(buried)
+    assert sum(live.values()) - letters <= killed  # a death repeats one message at most
+
+
+def test_two_operators_at_once_replay_each_letter_once(any_desk: Desk) -> None:
+    for number in range(30):
+        any_desk.kit.bury(task_message("t", number))
+    any_desk.run()
+    reports: list[Any] = []
+    ready = threading.Barrier(2)
+
+    def operator(name: str) -> None:
+        try:
+            ready.wait(10)
+            reports.append(any_desk.archive.replay(any_desk.archive.rows(), who=name))
+        finally:
+            connections[any_desk.alias].close()
+
+    threads = [threading.Thread(target=operator, args=(name,)) for name in ("ann", "bob")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [report.clean for report in reports] == [True, True]
+    assert sum(report.replayed for report in reports) == 30
+    assert len({message.headers["id"] for message in any_desk.kit.broker.messages("celery")}) == 30
+    assert any_desk.kit.broker.depth("celery") == 30
+
+
+def test_it_stops_when_its_time_is_over_and_says_so(desk: Desk) -> None:
+    for number in range(5):
+        desk.kit.bury(task_message("t", number))
+    desk.run()
+    report = desk.archive.replay(desk.archive.rows(), who="me", rate=1, seconds=2)
+    assert (report.replayed, report.stopped) == (3, "2 seconds are over")
+    assert desk.archive.replay(desk.archive.rows(), who="me").replayed == 2
+
+
+def test_discarding_is_taken_back_by_restoring_and_both_are_on_the_trail(any_desk: Desk) -> None:
+    for number in range(3):
+        any_desk.kit.bury(task_message("t", number))
+    any_desk.run()
+    some = any_desk.archive.rows().filter(pk__lte=any_desk.letters[1].pk)
+    assert any_desk.archive.discard(some, who="ann", why="test orders", selection="two").discarded == 2
+    assert any_desk.states() == {"waiting": 1, "discarded": 2}
+    assert any_desk.archive.restore(any_desk.letters.all(), who="bob") == 2
+    assert any_desk.states() == {"waiting": 3}
+    ours = [(entry.action, entry.who, entry.why, entry.before, entry.after, entry.letters) for entry in any_desk.trail[-2:]]
+    assert ours[0] == ("discard", "ann", "test orders", 2, 0, 2)
+    assert (ours[1][0], ours[1][1], ours[1][5]) == ("restore", "bob", 2)
+    any_desk.archive.discard(any_desk.letters.all(), who="ann")
+    assert any_desk.archive.replay(any_desk.letters.all(), who="ann").total == 0
+    assert any_desk.archive.destinations(any_desk.archive.rows()) == {"celery": 3}

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 #: Set it to test with psycopg 2 where both are installed; Django takes the newer one otherwise.
 PSYCOPG2_VARIABLE = "GUARDRAILS_TEST_PSYCOPG2"
 
+#: Of the admin.
+_CONTRIB = ("admin", "auth", "contenttypes", "sessions", "messages", "staticfiles")
 _ENGINES = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite3"}
 
 
@@ -45,10 +47,33 @@ def configure() -> None:
     mysqldb()
     settings.configure(
         # a subclass: the app's own ready() would look for a Celery app, and find one of another test
-        INSTALLED_APPS=["tests.support.django_app.QuietConfig"],
+        INSTALLED_APPS=["tests.support.django_app.QuietConfig", *(f"django.contrib.{name}" for name in _CONTRIB)],
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
+        SECRET_KEY="not secret",
+        ROOT_URLCONF="tests.support.django_urls",
+        STATIC_URL="/static/",
+        MIDDLEWARE=[
+            "django.contrib.sessions.middleware.SessionMiddleware",
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
+            "django.contrib.messages.middleware.MessageMiddleware",
+        ],
+        TEMPLATES=[
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "APP_DIRS": True,
+                "OPTIONS": {
+                    "context_processors": [
+                        "django.template.context_processors.request",
+                        "django.contrib.auth.context_processors.auth",
+                        "django.contrib.messages.context_processors.messages",
+                    ]
+                },
+            }
+        ],
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
     )
     if os.environ.get(PSYCOPG2_VARIABLE):
         _with_psycopg2()
@@ -74,7 +99,7 @@ def database(alias: str, url: str, *, migrate: bool = True, **options: Any) -> I
     Args:
         alias: a name that no other test uses.
         url: see :func:`database_settings`.
-        migrate: make its tables.
+        migrate: make our tables.
         options: further settings of the database.
     """
     from django.core.management import call_command
@@ -86,7 +111,7 @@ def database(alias: str, url: str, *, migrate: bool = True, **options: Any) -> I
     connections.settings[alias] = ours
     try:
         if migrate:
-            call_command("migrate", database=alias, verbosity=0)
+            call_command("migrate", "guardrails", database=alias, verbosity=0)
         yield alias
     finally:
         connections[alias].close()

@@ -58,7 +58,7 @@ class Archive:
     What changes letters writes an :class:`~celery_guardrails.contrib.django.models.AuditEntry`.
 
     Args:
-        broker: to publish what is replayed.
+        broker: to publish what is replayed; None where only looked at.
         store: says in a dry run which keys have completed meanwhile; None where there is none.
         clock: time.
         decoder: reads arguments.
@@ -68,7 +68,7 @@ class Archive:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Broker | None,
         store: IdempotencyStore | None,
         *,
         clock: Clock,
@@ -81,7 +81,7 @@ class Archive:
         self._clock = clock
         self._decoder = decoder
         self._redact = redact
-        self._using = using or router.db_for_write(ArchivedLetter)
+        self.using = using or router.db_for_write(ArchivedLetter)
 
     @classmethod
     def of(cls, rails: Any) -> Archive:
@@ -113,7 +113,7 @@ class Archive:
         equal = {"reason": where.reason, "key": where.key}
         times = {"died_at__gte": moment_of(where.since), "died_at__lt": moment_of(where.until)}
         found &= Q(**{name: value for name, value in {**equal, **times}.items() if value is not None})
-        return ArchivedLetter.objects.using(self._using).filter(found).order_by("pk")
+        return ArchivedLetter.objects.using(self.using).filter(found).order_by("pk")
 
     def letter(self, row: ArchivedLetter) -> DeadLetter:
         """Return the dead letter of a row."""
@@ -143,10 +143,14 @@ class Archive:
 
         The database counts; nothing is held in memory but the groups.
         """
-        rows = self.rows(where, state=state).order_by()
+        return self.groups_of(self.rows(where, state=state), limit=where.limit)
+
+    def groups_of(self, rows: Any, *, limit: int | None = None) -> Sequence[ArchivedGroup]:
+        """Return the letters of a query set in groups, as :meth:`groups` does."""
+        rows = rows.order_by()
         counted = rows.values(*_GROUP).annotate(number=Count("pk"), first=Min("died_at"), last=Max("died_at"), newest=Max("pk"))
-        found = list(counted.order_by("-number", *_GROUP)[: where.limit])
-        samples = ArchivedLetter.objects.using(self._using).only("letter_id", "message").in_bulk([each["newest"] for each in found])
+        found = list(counted.order_by("-number", *_GROUP)[:limit])
+        samples = ArchivedLetter.objects.using(self.using).only("letter_id", "message").in_bulk([each["newest"] for each in found])
         tasks, queues, trends = self._names(rows, "task"), self._names(rows, "queue"), self._trends(rows)
         groups = []
         for each in found:
@@ -233,6 +237,8 @@ class Archive:
         """
         if isinstance(max_replays, bool) or not isinstance(max_replays, int) or max_replays < 1:
             raise GuardrailsConfigError(f"max_replays = {max_replays!r}: a whole number of at least 1 is allowed")
+        if self._broker is None and not dry_run:
+            raise GuardrailsConfigError("this archive has no broker to publish with")
         pace, run = Pace(self._clock, rate), Run(dry_run=dry_run, already_completed=0 if dry_run and self._store else None)
         waiting = rows.filter(state=_State.WAITING)
         limit = 1 if canary else limit
@@ -277,12 +283,13 @@ class Archive:
                 run.already_completed = self._plus_completed(run.already_completed, letter)
         else:
             try:
-                with transaction.atomic(using=self._using):
+                with transaction.atomic(using=self.using):
                     # who marks it holds its row until the end; somebody else who wants the same letter waits, and finds it replayed
-                    mine = ArchivedLetter.objects.using(self._using).filter(pk=row.pk, state=_State.WAITING)
+                    mine = ArchivedLetter.objects.using(self.using).filter(pk=row.pk, state=_State.WAITING)
                     if not mine.update(state=_State.REPLAYED, changed_at=moment_of(self._clock.now())):
                         run.total -= 1
                         return
+                    assert self._broker is not None
                     self._broker.send(restored(letter, now=self._clock.now()), destination)
             except PublishFailed as exc:
                 run.fail(letter, str(exc))
@@ -308,12 +315,12 @@ class Archive:
         return self._change(_Action.RESTORE, rows, _State.DISCARDED, _State.WAITING, who, why, selection)
 
     def _change(self, action: str, rows: Any, old: str, new: str, who: str, why: str, selection: str) -> int:
-        with transaction.atomic(using=self._using), self._audited(action, rows.filter(state=old), who, why, selection) as entry:
+        with transaction.atomic(using=self.using), self._audited(action, rows.filter(state=old), who, why, selection) as entry:
             entry.letters = rows.order_by().filter(state=old).update(state=new, changed_at=moment_of(self._clock.now()))
         return int(entry.letters)
 
     def _audited(self, action: str, rows: Any, who: str, why: str, selection: str) -> AbstractContextManager[AuditEntry]:
-        return audited(action, clock=self._clock, using=self._using, who=who, count=rows.count, why=why, selection=selection)
+        return audited(action, clock=self._clock, using=self.using, who=who, count=rows.count, why=why, selection=selection)
 
     # -- what a confirmation says --------------------------------------------------------------------------------
 

@@ -289,6 +289,24 @@ def test_two_runs_at_once_make_one_row_of_each_letter(desk: Desk) -> None:
     assert set(desk.letters.values_list("note", flat=True)) == {""}
 
 
+def test_a_run_that_is_overtaken_between_its_look_and_its_insert_makes_no_second_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from celery_guardrails.contrib.django.archiving import Archiver
+
+    insert = Archiver._insert
+
+    def overtaken(*args: Any) -> None:
+        monkeypatch.setattr(Archiver, "_insert", insert)
+        desk.run()
+        insert(*args)
+
+    for number in range(4):
+        desk.kit.bury(task_message("t", number))
+    monkeypatch.setattr(Archiver, "_insert", overtaken)
+    report = desk.run()
+    assert (report.archived, report.elsewhere, report.clean) == (0, 4, True)
+    assert desk.states() == {"waiting": 4}
+
+
 def test_a_broker_that_breaks_stops_the_run_and_the_next_one_goes_on(desk: Desk) -> None:
     for number in range(3):
         desk.kit.bury(task_message("t", number))

@@ -25,7 +25,6 @@ PYTHON: dict[str, tuple[str, ...]] = {
     "policy/resource.py": ("unit/test_resource.py",),
     "policy/retry.py": (_WORDS, "unit/test_retry", "unit/test_verdict.py"),
     "policy/delivery.py": (_WORDS, "unit/test_delivery_forms.py", "unit/test_delivery.py", "unit/test_guard.py", "unit/test_running.py"),
-    "policy/history.py": (_WORDS, "unit/test_history.py", "unit/test_delivery_forms.py"),
     "policy/deadline.py": ("unit/test_deadline.py", "unit/test_guarded_request.py"),
     "policy/deadletter.py": (_WORDS, "unit/test_deadletter.py", "unit/test_dead_letters_letter.py"),
     "policy/classification.py": (_WORDS, *_CLASSIFY),

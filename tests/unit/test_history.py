@@ -100,6 +100,36 @@ def test_a_time_that_nobody_can_write_down_counts_as_unset(at: Any) -> None:
     assert read_deaths([{"reason": "broker", "at": at}, 7]) == (PastDeath("broker"),)
 
 
+@pytest.mark.parametrize(("spare", "traceback"), [(0, True), (-1, False)])
+def test_tracebacks_stay_while_the_history_has_exactly_its_room(spare: int, traceback: bool) -> None:
+    history = after(*(attempt(number, f"E{number}") for number in range(1, 5)))
+    full = sum(past.size for past in history)
+    assert len([past for past in history if past.traceback]) == 4
+    fifth = replace(attempt(5, "E5", "", ""), traceback="t" * (HISTORY_BYTES - full - attempt(5, "E5", "", "").size - spare))
+    assert bool(remembered(history, fifth)[0].traceback) is traceback
+    assert sum(past.size for past in remembered(history, fifth)) <= HISTORY_BYTES
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(0, [1, 2, 3]), (-1, [1, 3])])
+def test_no_attempt_goes_while_the_history_has_exactly_its_room(spare: int, kept: list[int]) -> None:
+    large = [PastAttempt(number, error="e" * 120, message="m" * 200, fingerprint="f" * 2_000) for number in (1, 2)]
+    room = HISTORY_BYTES - sum(past.size for past in large) - PastAttempt().size
+    history = remembered(large, PastAttempt(3, fingerprint="f" * (room - spare)))
+    assert [past.attempt for past in history] == kept
+    assert history[-1].skipped == 3 - len(kept)
+
+
+def test_half_of_a_character_counts_as_it_is_written() -> None:
+    assert PastAttempt(message="\ud800").size == PastAttempt().size + 3
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "1", None])
+def test_a_number_of_attempts_is_a_whole_number_above_nothing(value: Any) -> None:
+    (past,) = read_history([{"attempt": value, "skipped": value, "error": 7}])
+    assert (past, type(past.attempt)) == (PastAttempt(), int)
+    assert read_deaths([{"reason": value, "error": b"x"}])[0].error == ""
+
+
 # -- through the guard ------------------------------------------------------------------------------------------------
 
 

@@ -142,6 +142,23 @@ def test_a_death_late_in_the_time_is_seen() -> None:
     assert report.canary.left == 4
 
 
+def test_a_death_that_another_operator_hides_by_taking_a_letter_is_seen_when_the_time_is_over() -> None:
+    shop = Shop(letters=5, fate=lambda _: "runs")
+    sleep, due = shop.clock.sleep, shop.clock.now() + 10.0
+
+    def dying(seconds: float) -> None:
+        sleep(seconds)
+        if shop.moved == ["task-0"] and shop.clock.now() >= due:
+            shop.moved.append("dead")
+            shop.broker._ready["celery.dead"].popitem()  # as many as before: the depth tells nothing
+            shop.die(task_message("shop.charge", task_id="task-0", **{"x-guardrails": {"replays": 1}}))
+
+    shop.clock.sleep = dying  # type: ignore[method-assign]
+    report = shop.replay(canary_wait=30.0)
+    assert report.canary is not None
+    assert "dead again" in report.canary.why
+
+
 def test_the_same_error_of_another_task_stops_it_too() -> None:
     shop = Shop(letters=5, fate=lambda _: "runs")
     shop.clock.advance(1.0)

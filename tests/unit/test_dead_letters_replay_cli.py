@@ -234,6 +234,7 @@ class Sleeper:
     def __init__(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shop = shop
         self.born = shop.clock.now()
+        self.refused = 0
         browse, take = shop.broker.browse, shop.broker.take
 
         def browsing(queue: str) -> Iterator[QueuedLetter]:
@@ -251,6 +252,7 @@ class Sleeper:
 
     def check(self, born: float) -> None:
         if self.shop.clock.now() > born + 1800.0:
+            self.refused += 1
             raise DeadLetterError("PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out")
 
 
@@ -272,6 +274,15 @@ def test_a_replay_that_was_stopped_for_an_hour_goes_on_and_moves_each_letter_onc
     assert (data["replayed"], data["failed"], data["stopped"]) == (5, 0, None)
     assert [message.headers["id"] for message in shop.broker.messages("celery")] == buried
     assert shop.broker.depth("celery.dead") == 0
+
+
+def test_after_a_long_wait_a_letter_is_looked_for_again_before_it_is_published(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another operator may have replayed it meanwhile, from where the broker had put it back."""
+    for _ in range(3):
+        shop.bury()
+    sleeper = Sleeper(shop, monkeypatch)
+    assert shop.json("replay", "--rate", "1/h")["replayed"] == 3
+    assert sleeper.refused == 0
 
 
 def test_a_discard_that_was_stopped_for_an_hour_goes_on(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,12 @@ def test_arguments_that_do_not_fit_the_task_are_refused_and_nothing_moves(shop: 
     assert "letter task1-" in refusal
 
 
+@pytest.mark.parametrize(("name", "missing"), [("shop.plain", "'a'"), ("shop.mail", "'to'")])
+def test_a_task_whose_key_needs_no_arguments_is_checked_all_the_same(shop: Shop, name: str, missing: str) -> None:
+    shop.put(name, [7])
+    assert missing in shop.refused(Edit(args=[]))
+
+
 def test_one_letter_that_does_not_fit_keeps_all_where_they_are(shop: Shop) -> None:
     shop.put("shop.charge", [7])
     shop.put("shop.plain", [7], task_id="task-2")

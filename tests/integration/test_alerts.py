@@ -54,7 +54,7 @@ def test_a_child_that_ends_right_after_its_task_still_tells(deploy, receiver):
 def test_a_webhook_that_hangs_delays_no_dead_letter_and_not_the_end_of_the_worker(deploy, receiver):
     receiver.misbehave("silent")
     app = deploy(guardrails_alert_webhook=receiver.url)
-    worker = app.worker(concurrency=2)
+    worker = app.worker(concurrency=1)
     app.send("fail_for_good", "first")
     eventually(lambda: receiver.requests)
     for number in range(30):

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -251,6 +252,23 @@ def test_what_a_process_held_back_when_it_ended_is_told_by_the_worker_that_watch
     child.alerts.close()
     signals.worker_ready.send(sender=Consumer(main.app))
     eventually(lambda: any(kind["fingerprint"] == "cc" for sent in texts(server) for kind in sent["kinds"]))
+
+
+def test_a_database_keeps_what_the_fleet_knows(tmp_path: Path, server: HttpServer) -> None:
+    fleet = [
+        Guardrails(Celery("shop", set_as_current=False), store=f"sqlalchemy+sqlite:///{tmp_path}/records.db", namespace="shop")
+        for _ in range(3)
+    ]
+    for rails in fleet:
+        rails.alert(webhook=server.url)
+        for _ in range(40):
+            die(rails, message="kein Geld für Überweisungen \N{PILE OF POO}\0")
+        assert rails.alerts.flush(10.0)
+    assert [sent["why"] for sent in texts(server)] == ["new", "rate"]
+    assert sum(sent["letters"] for sent in texts(server)) == 120
+    for rails in fleet:
+        rails.alerts.close()
+        rails.store.close()
 
 
 class Consumer:

@@ -45,12 +45,10 @@ _LONG_AGO = "2000-01-01T00:00:00+00:00"
 class _Run:
     """One message on its way through the worker; bodies that deliver others make it a stack."""
 
-    number: int
     request: Any = None
     #: A simulated child has it.
     in_child: bool = False
     in_body: bool = False
-    body_ended: bool = False
     crash: Crash | None = None
 
 
@@ -98,7 +96,7 @@ class InlineWorker:
 
     def handle(self, number: int, queue: str, message: RawMessage) -> None:
         """Do with a message in hand what a worker does."""
-        run, before, consumer = _Run(number), _state._tls.current_app, state.consumer
+        run, before, consumer = _Run(), _state._tls.current_app, state.consumer
         self._runs.append(run)
         redelivered = number in self.known
         self.known.add(number)
@@ -112,8 +110,10 @@ class InlineWorker:
         except Crash:
             pass  # of the whole worker
         finally:
-            if not done:
-                self._vanish(run)
+            if not done:  # the broker gives it to another worker
+                self.broker.requeue(number)
+            if run.request is not None:
+                self._forget(run.request)
             state.consumer = consumer
             _state._set_current_app(before)
             self._runs.pop()
@@ -139,9 +139,8 @@ class InlineWorker:
         if run is None or not (run.in_child or point == "before_ack"):
             return
         if run.crash is None:
-            outside = {"in_store": run.body_ended, "in_publish": not run.in_body}
-            if not outside.get(point, True):
-                return
+            if point == "in_publish" and run.in_body:
+                return  # what the body itself publishes is its effect
             run.crash = next(filter(None, (plan.strike(point) for plan in self.plans)), None)
         if run.crash is not None:
             raise run.crash  # once dead it does nothing more, whatever the body has caught
@@ -256,15 +255,12 @@ class InlineWorker:
             return False
         return end < self.rails.clock.now()
 
-    def _vanish(self, run: _Run) -> None:
-        """The worker is gone: its broker gives the message to another."""
-        request = run.request
-        if request is not None:
-            worker_state.task_ready(request)
-            delivery = getattr(request, "delivery", None)
-            if delivery is not None:
-                state.live.pop(delivery.holder, None)
-        self.broker.requeue(run.number)
+    def _forget(self, request: Any) -> None:
+        """Leave nothing of a request in the tables of this process; in a worker its renewal tidies up."""
+        worker_state.task_ready(request)
+        delivery = getattr(request, "delivery", None)
+        if delivery is not None:
+            state.live.pop(delivery.holder, None)
 
     # -- the pool ---------------------------------------------------------------------------------------------
 
@@ -309,7 +305,6 @@ class InlineWorker:
         if body is None:  # no guard of ours is around it
             yield
             return
-        before = attributes.get("_body")  # of a run that is going on, and delivers this one
 
         def watched(args: Any, kwargs: Any) -> Any:
             self.reach("before_effect")
@@ -318,17 +313,14 @@ class InlineWorker:
             try:
                 return body(task, args, kwargs)
             finally:
-                run.in_body, run.body_ended = False, True
+                run.in_body = False
                 self.reach("after_effect")
 
         attributes["_body"] = watched
         try:
             yield
         finally:
-            if before is None:
-                attributes.pop("_body", None)
-            else:
-                attributes["_body"] = before
+            attributes.pop("_body", None)
 
 
 class _Channel:

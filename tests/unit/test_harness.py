@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from celery import Celery, chain, chord, group
 from celery.exceptions import Reject
+from celery.worker import state as worker_state
 from kombu.exceptions import EncodeError
 
 from celery_guardrails import (
@@ -22,7 +24,9 @@ from celery_guardrails import (
     RetryPolicy,
     current_execution,
 )
+from celery_guardrails.contrib.sqlalchemy import SQLAlchemyStore, session
 from celery_guardrails.events import Completed, Crashed, HandedBack, Replayed
+from celery_guardrails.integration.mainstate import state as mainstate
 from celery_guardrails.policy.lease import RecordState
 from celery_guardrails.testing.crashes import POINTS
 from celery_guardrails.testing.harness import Harness
@@ -169,8 +173,9 @@ def test_arguments_travel_through_the_serializer(shop, harness):
 
     types.delay((1, 2))
     types.delay({1: 2})
-    with pytest.raises(EncodeError):
-        types.delay(threading.Lock())
+    for unfit in ({"args": [threading.Lock()]}, {"args": [1], "headers": {"lock": threading.Lock()}}):
+        with pytest.raises((EncodeError, TypeError)):
+            types.apply_async(**unfit)
     harness.drain()
     assert seen == [[1, 2], {"1": 2}]  # JSON has no tuples, and texts for names
 
@@ -353,6 +358,14 @@ def test_a_crash_after_the_next_step_of_a_chain_was_published_runs_it_once(shop,
     assert line.get() == "paid paid 7"
 
 
+def test_what_a_body_publishes_itself_is_no_point_to_crash_at(shop, harness):
+    shop.during = lambda: shop.add.delay(1, 2)
+    shop.charge.delay(7)
+    with pytest.raises(AssertionError, match="nothing came to 'in_publish'"), harness.crash_at("in_publish"):
+        harness.drain()
+    assert shop.effects[7] == 1
+
+
 def test_a_message_that_kills_three_children_is_poison(shop, harness):
     result = shop.charge.delay(7)
     with harness.crash_at("after_effect", times=3):
@@ -426,6 +439,33 @@ def test_a_crash_that_cannot_be_is_refused(harness, wrong):
 
 def test_every_point_is_tested_here():
     assert set(CHILD) | set(WORKER) | {"in_publish"} == set(POINTS)
+
+
+def test_a_message_that_comes_again_says_so_and_a_worker_that_died_leaves_nothing_behind(shop, harness):
+    shop.during = lambda: again.append(shop.charge.request.delivery_info["redelivered"])
+    again: list[bool] = []
+    shop.charge.delay(7)
+    with harness.crash_at("after_effect", how="worker"):
+        harness.deliver()
+    harness.advance(61)
+    harness.deliver()
+    assert again == [False, True]
+    harness.guardrails.forget("charge:7")
+    harness.redeliver()
+    assert again == [False, True, True]
+    assert not worker_state.active_requests
+    assert not mainstate.live
+
+
+def test_a_crash_is_also_noticed_in_a_body_that_had_another_message_delivered(shop, harness):
+    shop.during = lambda: len(shop.effects) == 1 and shop.effects[7] == 1 and harness.deliver()
+    first, second = shop.charge.delay(7), shop.charge.delay(8)
+    harness.deliver()
+    assert (first.get(), second.get()) == ("paid 7", "paid 8")
+    shop.charge.delay(9)
+    with harness.crash_at("after_effect"):
+        harness.drain()
+    assert shop.effects == {7: 1, 8: 1, 9: 2}
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -545,6 +585,14 @@ def test_the_app_is_as_before_when_the_harness_is_closed(shop):
     assert list(harness.results.values()) == ["paid 7"]  # what it has seen can still be looked at
 
 
+def test_what_wants_to_see_the_store_sees_the_harness_store(shop):
+    seen: list[Any] = []
+    shop.rails.on_store(seen.append)
+    harness = Harness().use(shop.app)
+    assert seen == [harness.store]
+    harness.close()
+
+
 def test_a_harness_goes_from_one_app_to_another(shop, harness):
     shop.charge.delay(7)
     other = Shop()
@@ -570,3 +618,26 @@ def test_an_app_with_a_wrong_setting_is_refused_and_left_as_it_is():
         Harness().use(app)
     assert rails._opened is None
     assert "_connection" not in vars(app)
+
+
+# -- a store of the project's own ---------------------------------------------------------------------------------------
+
+
+def test_an_atomic_task_runs_on_the_store_that_it_needs(shop, tmp_path):
+    store = SQLAlchemyStore(f"sqlite:///{tmp_path / 'shop.db'}", namespace="shop")
+    harness = Harness().use(shop.app, store=store)
+
+    @shop.task("book", key="book:{order}", atomic=True)
+    def book(order):
+        session().execute(sa.text("CREATE TABLE IF NOT EXISTS booked (id INTEGER)"))
+        session().execute(sa.text("INSERT INTO booked VALUES (:id)"), {"id": order})
+        return order
+
+    result = book.delay(7)
+    with harness.crash_at("after_effect"):
+        harness.drain()
+    assert (result.get(), harness.runs(result.id)) == (7, 2)
+    with sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}").connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM booked")).scalar() == 1  # the crash rolled the first one back
+    harness.close()
+    store.close()

@@ -26,6 +26,7 @@ from ..integration.app import Guardrails, ensure_guardrails
 from ..integration.parts import Parts
 from ..policy.delivery import RawMessage
 from ..ports import IdempotencyStore
+from ..stores import open_store
 from ..stores.memory import MemoryStore
 from .clock import FakeClock
 from .crashes import CrashPlan
@@ -78,19 +79,19 @@ class Harness:
         #: Everything that the guard has told of, see :mod:`celery_guardrails.events`.
         self.events: list[Event] = []
 
-    def __call__(self, app: Any, *, store: IdempotencyStore | None = None, start: float | None = None) -> Harness:
+    def __call__(self, app: Any, *, store: IdempotencyStore | str | None = None, start: float | None = None) -> Harness:
         """The same as :meth:`use`."""
         return self.use(app, store=store, start=start)
 
     # -- an app -----------------------------------------------------------------------------------------------
 
-    def use(self, app: Any, *, store: IdempotencyStore | None = None, start: float | None = None) -> Harness:
+    def use(self, app: Any, *, store: IdempotencyStore | str | None = None, start: float | None = None) -> Harness:
         """Take an app over, empty; the one before is put back.
 
         Args:
             app: the Celery app.
-            store: instead of a new :class:`~celery_guardrails.stores.memory.MemoryStore`, for tasks with ``atomic``; then
-                leases and completion records live by that store's own clock.
+            store: or its URL, instead of a new :class:`~celery_guardrails.stores.memory.MemoryStore`, for tasks with ``atomic``;
+                then leases and completion records live by that store's own clock.
             start: unix time in seconds at which :attr:`clock` starts; now, if not given.
 
         Returns:
@@ -99,10 +100,19 @@ class Harness:
         self.close()
         if hasattr(app, "_get_current_object"):
             app = app._get_current_object()
+        try:
+            self._begin(app, store, start)
+        except BaseException:
+            self.close()
+            self._app = None
+            raise
+        return self
+
+    def _begin(self, app: Any, store: IdempotencyStore | str | None, start: float | None) -> None:
         self._app, self.guardrails = app, ensure_guardrails(app)
         app.loader.import_default_modules()  # its tasks, as when a worker starts
         self.clock = FakeClock(float(int(time.time())) if start is None else start)
-        self.store = store if store is not None else MemoryStore(now=self.clock.now)
+        self.store = self._open(store)
         self.events, self._last = [], None
         self.broker = MemoryBroker(
             app.amqp.queues,
@@ -110,14 +120,17 @@ class Harness:
             clock=self.clock,
             on_operation=self._on_operation,
         )
-        try:
-            self._take_over()
-            self._worker = InlineWorker(app, self.guardrails, self.broker)
-        except BaseException:
-            self._undo.close()
-            self._app = None
-            raise
-        return self
+        self._take_over()
+        self._worker = InlineWorker(app, self.guardrails, self.broker)
+
+    def _open(self, store: IdempotencyStore | str | None) -> IdempotencyStore:
+        if store is None:
+            return MemoryStore(now=self.clock.now)
+        if not isinstance(store, str):
+            return store
+        opened: IdempotencyStore = open_store(store, namespace=self.guardrails.namespace)
+        self._undo.callback(opened.close)
+        return opened
 
     def use_current_app(self) -> None:
         """Take the current app over, if it has guardrails."""

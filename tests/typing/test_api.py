@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from celery import Celery
+
 import celery_guardrails as api
 from celery_guardrails import Classification, Execution, Guardrails, QueueFull, RetryableError, RetryPolicy, classify
+from celery_guardrails.testing.harness import Harness, Pending
 
 
 def check_policy() -> RetryPolicy:
@@ -44,6 +47,20 @@ def check_alerts(rails: Guardrails) -> None:
 def check_guardrails() -> None:
     rails: Guardrails = Guardrails(lease_seconds=30)
     assert isinstance(rails, Guardrails)
+
+
+def check_harness(guardrails_harness: Harness, app: Celery) -> None:
+    harness: Harness = guardrails_harness(app)
+    task_id: str = harness.deliver()
+    again: str = harness.redeliver()
+    count: int = harness.drain(limit=10)
+    with harness.crash_at("after_effect", how="worker", times=2):
+        harness.advance(1.5, renew=False)
+    pending: list[Pending] = harness.waiting + harness.delayed
+    due: list[float | None] = [message.due for message in pending]
+    reasons: list[str] = [letter.reason for letter in harness.dead_letters]
+    numbers: tuple[int, int] = (harness.attempts(task_id), harness.runs(again))
+    assert [count, due, reasons, numbers, harness.results[task_id]]
 
 
 def test_the_types_of_the_api_are_what_they_say() -> None:

@@ -24,10 +24,11 @@ from celery_guardrails import (
     RetryPolicy,
     current_execution,
 )
-from celery_guardrails.contrib.sqlalchemy import SQLAlchemyStore, session
+from celery_guardrails.contrib.sqlalchemy import session
 from celery_guardrails.events import Completed, Crashed, HandedBack, Replayed
 from celery_guardrails.integration.mainstate import state as mainstate
 from celery_guardrails.policy.lease import RecordState
+from celery_guardrails.stores.memory import MemoryStore
 from celery_guardrails.testing.crashes import POINTS
 from celery_guardrails.testing.harness import Harness
 
@@ -624,8 +625,7 @@ def test_an_app_with_a_wrong_setting_is_refused_and_left_as_it_is():
 
 
 def test_an_atomic_task_runs_on_the_store_that_it_needs(shop, tmp_path):
-    store = SQLAlchemyStore(f"sqlite:///{tmp_path / 'shop.db'}", namespace="shop")
-    harness = Harness().use(shop.app, store=store)
+    harness = Harness().use(shop.app, store=f"sqlalchemy+sqlite:///{tmp_path / 'shop.db'}")
 
     @shop.task("book", key="book:{order}", atomic=True)
     def book(order):
@@ -640,4 +640,13 @@ def test_an_atomic_task_runs_on_the_store_that_it_needs(shop, tmp_path):
     with sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}").connect() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM booked")).scalar() == 1  # the crash rolled the first one back
     harness.close()
-    store.close()
+
+
+def test_a_store_may_also_be_one_that_is_open_already(shop):
+    store = MemoryStore()
+    harness = Harness().use(shop.app, store=store)
+    shop.charge.delay(7)
+    harness.drain()
+    harness.close()
+    assert store.lookup("charge:7").state is RecordState.COMPLETED
+    assert "complete" not in vars(store)

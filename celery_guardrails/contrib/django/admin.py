@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,6 +15,8 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.formats import date_format
+from django.utils.timezone import template_localtime
 
 from celery_guardrails.dead_letters.decoder import KombuDecoder
 from celery_guardrails.dead_letters.render import letter_data, letters_text, printable
@@ -82,7 +85,7 @@ class ArchivedLetterAdmin(LookOnly):
     """Archived dead letters; the index shows groups."""
 
     change_list_template = "guardrails/letters.html"
-    list_display = ("letter_id", "died_at", "state", "reason", "task", "failure", "queue", "attempts", "replays")
+    list_display = ("letter_id", "died", "task", "failure", "state")
     list_filter = ("state", "reason", "queue", "task")
     search_fields = ("=letter_id", "=task_id", "key", "task", "error", "message")
     search_help_text = "Letter, task id, key, task, or what the error says"
@@ -171,6 +174,11 @@ class ArchivedLetterAdmin(LookOnly):
         }
         return self._page(request, "guardrails/letter.html", context)
 
+    @admin.display(description="died", ordering="died_at")
+    def died(self, row: ArchivedLetter) -> str:
+        """Return the time of death, in little room."""
+        return _short(row.died_at)
+
     @admin.display(description="error")
     def failure(self, row: ArchivedLetter) -> str:
         """Return the error in a line."""
@@ -195,7 +203,7 @@ class ArchivedLetterAdmin(LookOnly):
         """Publish letters into their queues, after asking."""
         return self._ask_or_act(request, queryset, "replay")
 
-    @admin.action(permissions=["replay"], description="Replay the newest of the selected letters as a canary")
+    @admin.action(permissions=["replay"], description="Replay the newest selected letter as a canary")
     def canary(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         """Publish one letter, after asking."""
         return self._ask_or_act(request, queryset, "canary")
@@ -287,9 +295,13 @@ class ArchivedLetterAdmin(LookOnly):
         return str(request.get_full_path())
 
 
+def _short(moment: datetime | None) -> str:
+    return str(date_format(template_localtime(moment), "SHORT_DATETIME_FORMAT")) if moment else "-"
+
+
 def _selection(request: HttpRequest) -> str:
     chosen: Sequence[str] = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-    by = " ".join(f"{name}={value}" for name, value in request.GET.items())
+    by = ", ".join(f"{name.removesuffix('__exact')} = {value}" for name, value in request.GET.items())
     if request.POST.get("select_across") == "1":
         return f"all of: {by or 'everything'}"
     return f"{len(chosen)} selected: {', '.join(chosen[:20])}{' …' if len(chosen) > 20 else ''}"
@@ -299,6 +311,16 @@ def _selection(request: HttpRequest) -> str:
 class AuditEntryAdmin(LookOnly):
     """The audit trail."""
 
-    list_display = ("at", "who", "action", "letters", "before", "after", "selection", "why", "outcome")
+    list_display = ("moment", "who", "action", "letters", "change", "why", "selection")
     list_filter = ("action", "who")
     search_fields = ("who", "selection", "why")
+
+    @admin.display(description="when", ordering="at")
+    def moment(self, entry: AuditEntry) -> str:
+        """Return when it was, in little room."""
+        return _short(entry.at)
+
+    @admin.display(description="before, after")
+    def change(self, entry: AuditEntry) -> str:
+        """Return how many letters there were before and after; of a run that was killed only before."""
+        return f"{entry.before} \N{RIGHTWARDS ARROW} {'?' if entry.after is None else entry.after}"

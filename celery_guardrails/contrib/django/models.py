@@ -150,7 +150,7 @@ class AuditEntry(models.Model):
     why = models.TextField("why", blank=True)
     before = models.IntegerField("letters before", default=0)
     after = models.IntegerField("letters after", null=True, blank=True)
-    letters = models.IntegerField("letters affected", default=0)
+    letters = models.IntegerField("letters", default=0)
     outcome = models.TextField("outcome", blank=True)
 
     class Meta:
@@ -158,7 +158,7 @@ class AuditEntry(models.Model):
 
         db_table = "guardrails_audit"
         verbose_name = "audit entry"
-        verbose_name_plural = "audit trail"
+        verbose_name_plural = "audit entries"
         default_permissions = ("view",)
         ordering = ("-at", "-id")
         indexes = (models.Index(fields=["at"], name="guardrails_audit_at"),)

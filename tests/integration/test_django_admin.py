@@ -339,7 +339,7 @@ def test_a_project_without_a_celery_app_is_told_that_nothing_was_done(office: Of
     assert "Nothing was done: no Celery app was found" in page.content.decode()
 
 
-def test_a_replay_is_committed_letter_by_letter_also_where_requests_are_atomic() -> None:
+def test_a_replay_is_committed_letter_by_letter_also_where_requests_are_atomic(tables: None) -> None:
     from celery_guardrails.contrib.django.admin import ArchivedLetterAdmin
 
     assert "default" in ArchivedLetterAdmin.changelist_view._non_atomic_requests

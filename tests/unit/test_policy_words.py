@@ -63,7 +63,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (StoredResult(), (None, None, b"", "")),
         (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {})),
         (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None)),
-        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), ())),
+        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), (), ())),
         (PastAttempt(), (0, 0.0, "", "", "", "", 0)),
         (PastDeath(), ("", "", None)),
         (Delivery("id", "name", "key", None, "h"), ("id", "name", "key", None, "h", "", Travel(), False, None)),

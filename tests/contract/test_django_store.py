@@ -102,12 +102,14 @@ class TestDjangoResourcesOnSQLite(DjangoResources):
         return sqlite_alias
 
 
+@pytest.mark.chaos  # `make test` has the same SQL on this database through SQLAlchemy
 class TestDjangoResourcesOnPostgreSQL(DjangoResources):
     @pytest.fixture
     def alias(self, postgres_alias: str) -> str:
         return postgres_alias
 
 
+@pytest.mark.chaos  # `make test` has the same SQL on this database through SQLAlchemy
 class TestDjangoResourcesOnMariaDB(DjangoResources):
     @pytest.fixture
     def alias(self, mariadb_alias: str) -> str:

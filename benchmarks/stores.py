@@ -49,7 +49,7 @@ def round_trips(contestant: Contestant, server: RedisServer, *, tasks: int) -> T
                 contestant.skim(tasks)
             after, moved = calls(server), [now - was for now, was in zip(_traffic(server), traffic, strict=True)]
             asked = {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
-            inside = {"get", "set", "del", "time", "info", "evalsha", "zadd", "zrem", "zscore", "zcard", "zremrangebyscore", "pexpire"}
+            inside = {"get", "set", "del", "time", "info", "evalsha", "zadd", "zrem", "zscore", "zcount", "zremrangebyscore", "pexpire"}
             others = sum(count for name, count in asked.items() if name not in inside)
             table.rows.append([title, asked.get("evalsha", 0) / tasks, others / tasks, moved[0] / tasks, moved[1] / tasks])
     finally:

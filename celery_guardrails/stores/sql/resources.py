@@ -77,7 +77,8 @@ class SqlResources:
         def step(record: Record | None, now: float) -> tuple[Record | None, T, float]:
             before = _read(record)
             after, answer = change(before, now)
-            return (record if after is before else _written(after)), answer, self._kept(_written(after))
+            written = record if after is before else _written(after)
+            return written, answer, self._kept(written)
 
         answer: T = self._change(_key(name), step)
         return answer

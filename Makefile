@@ -8,8 +8,8 @@ BROKER ?=
 PLAIN ?=
 PYTEST_ARGS ?=
 MUTANTS ?=
-# More test processes than two cores have: a test with a real worker mostly waits.
-JOBS ?= 3
+# Three test processes a core: a test with a real worker mostly waits.
+JOBS ?= 6
 
 BIN := $(VENV)/bin
 BOOTSTRAP := PYTHON='$(PYTHON)' tools/bootstrap '$(VENV)'
@@ -70,6 +70,7 @@ coverage: ## Every test under coverage, workers included
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+mutants: JOBS = 2
 mutants: ## Mutation testing of the policy and the Lua scripts (MUTANTS=policy/lease.py, JOBS=2; docs/mutants.md)
 	@$(BOOTSTRAP) test lint
 	$(BIN)/python -m tests.mutation --jobs $(JOBS) $(MUTANTS)

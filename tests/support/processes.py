@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -118,11 +119,16 @@ def end(process: subprocess.Popen[bytes], *, grace: float = 0.0, how: int = sign
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of the loopback interface that was free a moment ago.
+
+    It is below those that the system gives to outgoing connections (32768 and above on Linux): of these another may be
+    opened before the server has started that is to listen here, and a server that was killed could not come back to it.
+    """
+    for port in random.SystemRandom().sample(range(10_240, 32_768), 1_000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("none of a thousand TCP ports of the loopback interface is free")
 
 
 def listens(port: int, host: str = "127.0.0.1", timeout: float = 0.5) -> bool:

@@ -110,13 +110,24 @@ class RabbitNode:
         (self.directory / "rabbitmq.conf").write_text(self._conf)
         (self.directory / "enabled_plugins").write_text("[].\n")
         (self.directory / "env.conf").write_text("")
-        self.port = self.port or processes.free_port()
-        self._dist_port = self._dist_port or processes.free_port()
+        if self.port:
+            self._boot()
+            return self
+        for again in (True, True, False):
+            self.port, self._dist_port = processes.free_port(), processes.free_port()
+            try:
+                self._boot()
+                break
+            except ChildProcessError:  # another process may have taken a port meanwhile
+                if not again:
+                    raise
+        return self
+
+    def _boot(self) -> None:
         self._process = processes.spawn(
             [str(self._scripts / "rabbitmq-server")], log=self._boot_log, env=self._environment(), cwd=self.directory
         )
         eventually(self._answers, 90, every=0.05, because=lambda: f"RabbitMQ on port {self.port}\n{self.log()}")
-        return self
 
     @property
     def _boot_log(self) -> Path:

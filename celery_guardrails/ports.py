@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +19,8 @@ __all__ = [
     "Classifier",
     "Clock",
     "IdempotencyStore",
+    "Move",
+    "Moved",
     "QueuedLetter",
     "ResourceStore",
     "ResultCodec",
@@ -192,12 +194,49 @@ class QueuedLetter:
     handle: Any
 
 
+@dataclass(frozen=True)
+class Move:
+    """A letter that is to leave the queue it was found in for another.
+
+    Args:
+        letter: that the running :meth:`Broker.browse` yielded.
+        message: that takes its place.
+        queue: where that goes.
+    """
+
+    letter: QueuedLetter
+    message: RawMessage
+    queue: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of a :class:`Move`.
+
+    Moved is what was sent and taken. Neither: it is where it was. Sent only: it is in both queues. Taken only: it was no longer
+    there, for somebody else has taken it, and nothing was sent.
+
+    Args:
+        sent: the message is safe in its new queue.
+        taken: the letter is out of its old one.
+        error: why not both.
+    """
+
+    sent: bool
+    taken: bool
+    error: Exception | None = None
+
+
 class Broker(Protocol):
     """The few things the guard does with a broker besides what Celery does.
 
     Every publish is confirmed and, where the broker can, mandatory: it raises
     :class:`~celery_guardrails.errors.PublishFailed` unless the message is safe in its queue.
     """
+
+    #: Letters that one :meth:`move` had best be given at most: where it is no atomic step, a process that is killed in it leaves
+    #: so many in both queues.
+    move_limit: int
 
     def delay(self, message: RawMessage, queue: str, seconds: float) -> None:
         """Put the message into ``queue`` after ``seconds``; it waits in the broker."""
@@ -217,11 +256,23 @@ class Broker(Protocol):
     def queues(self) -> Mapping[str, str]:
         """Return the task queues that the app knows, each with the name of its dead letter queue."""
 
-    def browse(self, queue: str) -> Iterator[QueuedLetter]:
-        """Yield the messages of a queue in order; those not taken when the iterator is closed stay where they were."""
+    def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
+        """Yield the messages of a queue in order; those not taken when the iterator is closed stay where they were.
+
+        Args:
+            queue: name.
+            ahead: whether the broker may hold messages that were not asked for yet, and such as come in meanwhile: nobody else
+                sees them until the iterator is closed.
+        """
 
     def take(self, letter: QueuedLetter) -> None:
         """Remove a letter that the running :meth:`browse` yielded."""
+
+    def move(self, moves: Sequence[Move]) -> list[Moved]:
+        """Publish each message and remove its letter, never the other way round; what became of each, in the order given.
+
+        Raises nothing for a broker that refuses or does not answer: that is told of the letters it befell.
+        """
 
     def close(self) -> None:
         """Close connections."""

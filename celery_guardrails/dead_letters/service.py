@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,19 +18,17 @@ from .decoder import Decoder, KombuDecoder
 from .edit import Edit, Editor
 from .exchange import Export, Import, ImportReport
 from .filters import Filter
-from .halt import Halt, HeldTooLong
+from .halt import Halt
 from .letter import DeadLetter, read_letter
 from .pace import Pace
+from .passes import Action, Passes
 from .redaction import Redactor, hide_secrets
-from .replaying import Replaying, stop_when, take_out
+from .replaying import Discarding, Replaying, stop_when
 from .reports import DiscardReport, Group, OnProgress, ReplayReport
 from .tally import Gathering, Names, Run
 from .tasks import Tasks, no_tasks, tasks_of
 
 __all__ = ["DeadLetters"]
-
-#: Seconds that a replay or a discard holds the letters of a queue before it lets go and looks again.
-_PASS_SECONDS = 300.0
 
 
 class DeadLetters:
@@ -152,7 +151,8 @@ class DeadLetters:
         """Put letters back into their task queues, with their task id and key, and a fresh count of attempts.
 
         Each is published with a confirm and only then taken out of the dead letter queue: a crash in between repeats
-        it, and never loses it. A letter that dies again while this runs is left for the next time.
+        it, and never loses it (on Redis it is one step, and nothing is repeated). They go by the hundred, but one at a time as
+        canaries and where ``rate`` wants it. A letter that dies again while this runs is left for the next time.
 
         Args:
             where: which letters.
@@ -199,13 +199,13 @@ class DeadLetters:
         job = replaying(run)
         if (canary or editor) and not dry_run:
             plan = Run(dry_run=True)  # all are looked at before the first is moved
-            self._each(where, ids, plan, replaying(plan).step, stop)
+            self._go(where, ids, plan, replaying(plan), stop)
             if plan.stopped:
                 run.stopped = plan.stopped
                 return run.replay_report()
             if canary:
                 job.canary = Canary(plan.done, canary_wait, _Watch(self), clock=self._clock, stop=stop)
-        self._each(where, ids, run, job.step, stop)
+        self._go(where, ids, run, job, stop, ahead=not canary)  # what is held ahead no canary sees die
         if job.canary is None:
             return run.replay_report()
         if not run.stopped:
@@ -234,13 +234,7 @@ class DeadLetters:
             should_stop: asked between letters; True ends it there, and the report says "interrupted".
         """
         run = Run(dry_run=dry_run, on_progress=on_progress)
-
-        def step(queued: QueuedLetter, letter: DeadLetter) -> bool:
-            if dry_run or take_out(self._broker, self._clock, queued, letter, run, "it is still in the dead letter queue"):
-                run.done += 1
-            return True
-
-        self._each(where, ids, run, step, stop_when(should_stop))
+        self._go(where, ids, run, Discarding(run, broker=self._broker, clock=self._clock), stop_when(should_stop))
         return run.discard_report()
 
     def export(
@@ -284,9 +278,11 @@ class DeadLetters:
                 for _, letter in letters:
                     yield letter
 
-    def _browse(self, queue: str, dead_letter_queue: str, bound: int | None) -> Generator[tuple[QueuedLetter, DeadLetter], None, None]:
+    def _browse(
+        self, queue: str, dead_letter_queue: str, bound: int | None, *, ahead: bool = True
+    ) -> Generator[tuple[QueuedLetter, DeadLetter], None, None]:
         names = Names()
-        with _closed_after(self._broker.browse(dead_letter_queue)) as found:
+        with _closed_after(self._broker.browse(dead_letter_queue, ahead=ahead)) as found:
             for queued in islice(found, bound):
                 letter = read_letter(
                     queued.message,
@@ -298,81 +294,11 @@ class DeadLetters:
                 unique = names.unique(letter.id)
                 yield queued, letter if unique == letter.id else replace(letter, id=unique)
 
-    def _each(
-        self,
-        where: Filter,
-        ids: Iterable[str],
-        run: Run,
-        step: Callable[[QueuedLetter, DeadLetter], bool],
-        stop: Callable[[], None] | None,
+    def _go(
+        self, where: Filter, ids: Iterable[str], run: Run, action: Action, stop: Callable[[], None] | None, *, ahead: bool = True
     ) -> None:
-        """Call ``step`` with each chosen letter; its answer says whether the letter counts against the limit.
-
-        Never looks further than the queues were deep at the start: what comes in behind, such as the letters that a
-        replay makes die again, is not of this run.
-        """
-        asked = run.ask(ids)
-        bounds = {queue: (dead, self._broker.depth(dead)) for queue, dead in self.queues(where.queue).items()}
-        run.depth = sum(bound for _, bound in bounds.values())
-
-        def visit(queued: QueuedLetter, letter: DeadLetter) -> bool:
-            if stop is not None:
-                stop()
-            if where.matches(letter) and (not asked or run.is_asked(letter)):
-                counts = step(queued, letter)
-                run.total += 1
-                run.acted += counts
-            run.looked_at += 1
-            run.progress()
-            return run.acted == where.limit or run.all_found
-
-        try:
-            for queue, (dead_letter_queue, bound) in bounds.items():
-                if self._visit(queue, dead_letter_queue, bound, run, visit):
-                    return
-        except GuardrailsConfigError:  # of a plan: nothing was moved
-            raise
-        except Halt as exc:
-            run.stopped = str(exc)
-        except Exception as exc:  # noqa: BLE001 - the broker's library raises what it likes; what has been done must be told
-            run.stopped = f"{type(exc).__name__}: {exc}"
-        finally:
-            run.give_up_sent()
-
-    def _visit(self, queue: str, dead_letter_queue: str, bound: int, run: Run, visit: Callable[[QueuedLetter, DeadLetter], bool]) -> bool:
-        """Call ``visit`` with the first ``bound`` letters of a queue until it says that it is enough; whether it did.
-
-        A slow replay takes several passes: RabbitMQ closes a channel that holds messages longer than its
-        ``consumer_timeout`` (half an hour by default), and what is held no other operator can see. What a pass has
-        left in the queue comes first in the next one, and is passed over there by its number. A process that was
-        stopped for so long and continues (SIGTSTP, SIGCONT) begins a new pass, too: the channel of the last may be closed.
-        """
-        left = 0
-        while bound > 0:
-            run.hold_until = float("inf")
-            try:
-                with closing(self._browse(queue, dead_letter_queue, left + bound)) as letters:
-                    for queued, letter in islice(letters, left, None):
-                        now = self._clock.now()
-                        if run.hold_until == float("inf"):
-                            run.hold_until = now + _PASS_SECONDS
-                        elif now >= run.hold_until:
-                            break
-                        done = run.done
-                        if visit(queued, letter):
-                            return True
-                        bound -= 1
-                        left += run.dry_run or run.done == done
-                    else:
-                        return False
-            except HeldTooLong:
-                continue
-            except (GuardrailsConfigError, Halt):
-                raise
-            except Exception:
-                if self._clock.now() < run.hold_until:
-                    raise
-        return False
+        passes = Passes(run, action, where, browse=partial(self._browse, ahead=ahead), clock=self._clock, stop=stop)
+        passes.through(self._broker, self.queues(where.queue), ids)
 
 
 class _Watch:

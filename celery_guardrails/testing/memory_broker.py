@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
 
 from ..errors import DeadLetterError, PublishFailed
 from ..policy.deadletter import DeathCertificate
 from ..policy.delivery import DEAD_LETTER_HEADER, RawMessage
-from ..ports import Broker, Clock, QueuedLetter
+from ..ports import Broker, Clock, Move, Moved, QueuedLetter
 from .clock import FakeClock
 
 __all__ = ["MemoryBroker"]
@@ -31,6 +31,7 @@ class MemoryBroker(Broker):
         clock: says when a delayed message is due.
         on_operation: called before and after each publish and each take, with ``"before send"``, ``"after send"``,
             ``"before take"`` and so on: raise from it to break the broker, or to die, at that very point.
+        move_limit: letters that are moved at once: all are sent, then all are taken, as on RabbitMQ.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class MemoryBroker(Broker):
         dead_letter_queue: str = "{queue}.dead",
         clock: Clock | None = None,
         on_operation: Callable[[str], None] | None = None,
+        move_limit: int = 1,
     ) -> None:
+        self.move_limit = move_limit
         self._names = {queue: dead_letter_queue.replace("{queue}", queue) for queue in queues}
         self._template = dead_letter_queue
         self._clock = clock or FakeClock()
@@ -106,8 +109,8 @@ class MemoryBroker(Broker):
         """Return the task queues with their dead letter queues."""
         return dict(self._names)
 
-    def browse(self, queue: str) -> Iterator[QueuedLetter]:
-        """Yield the messages of a queue in order, also those that come in meanwhile; nothing is moved."""
+    def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
+        """Yield the messages of a queue in order, also those that come in meanwhile; nothing is moved, nothing held."""
         last = 0
         while True:
             with self._lock:
@@ -133,6 +136,25 @@ class MemoryBroker(Broker):
             if self._ready.get(queue, {}).pop(number, None) is None:
                 raise DeadLetterError(f"the letter is not in {queue!r} any more: somebody else has taken it")
         self._on_operation("after take")
+
+    def move(self, moves: Sequence[Move]) -> list[Moved]:
+        """Send all messages, then take the letters of those that were sent; what became of each, in the order given."""
+        errors: list[Exception | None] = []
+        for move in moves:
+            try:
+                self.send(move.message, move.queue)
+            except PublishFailed as exc:
+                errors.append(exc)
+            else:
+                errors.append(None)
+        return [Moved(False, False, error) if error else self._taken(move) for move, error in zip(moves, errors, strict=True)]
+
+    def _taken(self, move: Move) -> Moved:
+        try:
+            self.take(move.letter)
+        except Exception as exc:  # noqa: BLE001 - whatever on_operation raises
+            return Moved(True, False, exc)
+        return Moved(True, True)
 
     def close(self) -> None:
         """Refuse everything from now on; the messages stay for the next look."""

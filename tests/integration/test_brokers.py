@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from celery_guardrails.integration.brokers import make_broker
 from celery_guardrails.integration.brokers.delays import address, binding_key, ticks
 from celery_guardrails.policy.deadletter import DeathCertificate
 from celery_guardrails.policy.delivery import RawMessage
+from celery_guardrails.ports import Move
 from tests.support import BrokerUnderTest, consistently, eventually
 
 MESSAGE = RawMessage(
@@ -264,11 +265,62 @@ def test_letters_not_taken_keep_their_order_on_every_kind_of_queue(port, broker,
     assert ids(port, queue) == ["0", "1", "3", "4", "5", "6", "7", "8"]
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.brokers("amqp")
+def test_letters_of_several_consumers_keep_their_order_too(port, broker, queue, kind):
+    """More than a consumer is sent at first; more than the 32 whose order RabbitMQ's own map keeps by chance."""
+    with broker.connection() as connection:
+        connection.default_channel.queue_declare(queue, durable=True, auto_delete=False, arguments={"x-queue-type": kind})
+    for number in range(0, 300, 100):
+        assert not port._send_all([(numbered(n), queue) for n in range(number, number + 100)])
+    with closing(port.browse(queue)) as letters:
+        for number, letter in enumerate(islice(letters, 250)):
+            assert letter.message.headers["id"] == str(number)
+            if number % 50 == 0:
+                port.take(letter)
+    eventually(lambda: port.depth(queue) == 295)
+    assert ids(port, queue) == [str(number) for number in range(300) if number % 50 or number > 249]
+
+
+@pytest.mark.brokers("amqp")
+def test_a_queue_that_ends_with_its_last_consumer_outlives_a_browse(port, broker, queue):
+    with broker.connection() as connection:
+        connection.default_channel.queue_declare(queue, durable=True, auto_delete=True)
+        port.send(numbered(1), queue)
+        assert ids(port, queue) == ["1"]
+        eventually(lambda: port.depth(queue) == 1)
+
+
+@pytest.mark.brokers("amqp")
+def test_a_browse_ends_where_others_have_taken_what_it_counted(port, broker, queue):
+    for number in range(80):
+        port.send(numbered(number), queue)
+    with closing(port.browse(queue)) as letters:
+        seen = [next(letters).message.headers["id"]]
+        with broker.connection() as connection:
+            while connection.default_channel.basic_get(queue, no_ack=True) is not None:
+                pass
+        seen += [letter.message.headers["id"] for letter in letters]
+    assert seen == [str(number) for number in range(len(seen))]
+    assert 0 < len(seen) < 80
+
+
+@pytest.mark.brokers("amqp")
+def test_nothing_is_held_that_comes_in_while_each_letter_is_asked_for(port, queue):
+    for number in range(3):
+        port.send(numbered(number), queue)
+    with closing(port.browse(queue, ahead=False)) as letters:
+        port.take(next(letters))
+        port.send(numbered(9), queue)
+        assert port.depth(queue) == 3
+        assert [letter.message.headers["id"] for letter in letters] == ["1", "2"]
+
+
 @pytest.mark.brokers("amqp")
 def test_browsing_wears_no_letter_out_where_the_broker_counts_returns(port, broker, queue, monkeypatch):
     # RabbitMQ 4 drops a message from a quorum queue at its 20th return by default; here a limit of 5 says the same.
-    monkeypatch.setattr("celery_guardrails.integration.brokers.amqp._WORN", 2)
-    monkeypatch.setattr("celery_guardrails.integration.brokers.amqp.major_version", lambda channel: 4)
+    monkeypatch.setattr("celery_guardrails.integration.brokers.amqp_browse._WORN", 2)
+    monkeypatch.setattr("celery_guardrails.integration.brokers.amqp_browse.major_version", lambda channel: 4)
     with broker.connection() as connection:
         arguments = {"x-queue-type": "quorum", "x-delivery-limit": 5}
         connection.default_channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
@@ -328,6 +380,80 @@ def test_a_letter_that_somebody_else_took_is_not_taken_twice(port, queue):
     assert take_first(port, queue) is not None
     with pytest.raises(DeadLetterError, match="somebody else"):
         port.take(letter)
+
+
+# -- move -----------------------------------------------------------------------------------------------------------
+
+
+def move_all(port: Any, queue: str, *targets: str) -> list[tuple[bool, bool]]:
+    """Move each letter to the next of these queues; tell what was sent and what was taken."""
+    with closing(port.browse(queue)) as letters:
+        there = islice(letters, port.depth(queue))  # not to the iterator's end, at which RabbitMQ has them back
+        found = [Move(letter, letter.message, target) for letter, target in zip(there, cycle(targets), strict=False)]
+        return [(moved.sent, moved.taken) for moved in port.move(found)]
+
+
+def test_letters_are_moved_each_to_its_queue_also_to_one_that_is_not_there_yet(port, queue):
+    for number in range(6):
+        port.send(numbered(number), queue)
+    assert move_all(port, queue, f"{queue}.odd", f"{queue}.even") == [(True, True)] * 6
+    assert (ids(port, queue), port.depth(queue)) == ([], 0)
+    assert ids(port, f"{queue}.odd") == ["0", "2", "4"]
+    assert ids(port, f"{queue}.even") == ["1", "3", "5"]
+
+
+@pytest.mark.brokers("amqp")
+def test_those_that_a_full_queue_refuses_stay_and_the_others_go(port, broker, queue):
+    with broker.connection() as connection:
+        arguments = {"x-max-length": 2, "x-overflow": "reject-publish"}
+        connection.default_channel.queue_declare(f"{queue}.full", durable=True, auto_delete=False, arguments=arguments)
+    for number in range(8):
+        port.send(numbered(number), queue)
+    assert move_all(port, queue, f"{queue}.full", f"{queue}.other") == [(True, True)] * 4 + [(False, False), (True, True)] * 2
+    eventually(lambda: port.depth(queue) == 2)
+    assert (ids(port, queue), ids(port, f"{queue}.full")) == (["4", "6"], ["0", "2"])
+
+
+@pytest.mark.brokers("amqp")
+def test_a_channel_that_is_gone_leaves_the_letters_in_both_queues(port, queue):
+    port.send(numbered(1), queue)
+    with closing(port.browse(queue)) as letters:
+        letter = next(letters)
+        letter.handle.channel.close()
+        [moved] = port.move([Move(letter, letter.message, f"{queue}.other")])
+    assert (moved.sent, moved.taken, type(moved.error)) == (True, False, DeadLetterError)
+    eventually(lambda: (port.depth(queue), port.depth(f"{queue}.other")) == (1, 1))
+
+
+@pytest.mark.brokers("redis")
+def test_a_letter_that_cannot_be_moved_or_was_taken_leaves_everything_as_it_is(port, broker, queue):
+    with broker.connection() as connection:
+        connection.default_channel.client.set(f"{queue}.text", "no list")
+    for number in range(3):
+        port.send(numbered(number), queue)
+    with closing(port.browse(queue)) as letters:
+        one, two, three = letters
+        assert take_first(port, queue) is not None
+        targets = ((one, f"{queue}.other"), (two, f"{queue}.text"), (three, f"{queue}.other"))
+        moved = port.move([Move(letter, letter.message, target) for letter, target in targets])
+    assert [(found.sent, found.taken) for found in moved] == [(False, True), (False, False), (True, True)]
+    assert "somebody else" in str(moved[0].error)
+    assert "WRONGTYPE" in str(moved[1].error)
+    assert (ids(port, queue), ids(port, f"{queue}.other")) == (["1"], ["2"])
+
+
+@pytest.mark.brokers("redis")
+def test_two_who_move_the_same_letters_share_them(port, queue):
+    for number in range(120):
+        port.send(numbered(number), queue)
+    with closing(port.browse(queue)) as first, closing(port.browse(queue)) as second:
+        moved = []
+        for one, other in zip(first, second, strict=False):
+            for letter in (one, other):
+                moved += port.move([Move(letter, letter.message, f"{queue}.other")])
+    assert sum(found.sent for found in moved) == 120
+    assert ids(port, f"{queue}.other") == [str(number) for number in range(120)]
+    assert port.depth(queue) == 0
 
 
 def test_the_queues_are_those_that_the_app_declares_and_creates(broker, queue):

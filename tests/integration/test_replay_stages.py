@@ -8,12 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
 from celery_guardrails.dead_letters import DeadLetters, Edit, Filter
-from celery_guardrails.dead_letters import service as service_module
+from celery_guardrails.dead_letters import passes as passes_module
 from celery_guardrails.integration.brokers import make_broker
 from celery_guardrails.policy.deadletter import DeathCertificate
 from celery_guardrails.policy.delivery import RawMessage, Travel
@@ -126,27 +127,28 @@ def test_two_operators_at_once_have_each_effect_once(deploy, ledger: Ledger) -> 
 
 
 @pytest.mark.brokers("amqp")  # Redis holds nothing
-@pytest.mark.parametrize("moment", ["send", "take"])
-def test_a_replay_whose_channel_was_closed_while_it_was_stopped_goes_on_in_a_new_pass(deploy, monkeypatch, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "call"), [("move", 1), ("take", 4)])
+def test_a_replay_whose_channel_was_closed_while_it_was_stopped_goes_on_in_a_new_pass(deploy, monkeypatch, moment: str, call: int) -> None:
     """As after SIGTSTP for longer than RabbitMQ's consumer_timeout: the channel that holds the letters is gone."""
     shop = deploy()
     names = bury(shop, 10)
     broker = shop.guardrails.broker
-    monkeypatch.setattr(service_module, "_PASS_SECONDS", 0.5)
+    monkeypatch.setattr(passes_module, "PASS_SECONDS", 0.5)
     held: list[Any] = []
+    calls = count(1)
     browse, real = broker.browse, getattr(broker, moment)
 
-    def browsing(queue: str) -> Any:
-        for queued in browse(queue):
+    def browsing(queue: str, **options: Any) -> Any:
+        for queued in browse(queue, **options):
             held.append(queued)
             yield queued
 
-    def stopped(*arguments: Any) -> None:
-        if len(held) == 4:
+    def stopped(*arguments: Any) -> Any:
+        if next(calls) == call:
             held[-1].handle.channel.close()
-            eventually(lambda: shop.dead() == 7, 10, because="the broker has put back what was held")
+            eventually(lambda: shop.dead() == 11 - call, 10, because="the broker has put back what was held")
             time.sleep(0.6)
-        real(*arguments)
+        return real(*arguments)
 
     monkeypatch.setattr(broker, "browse", browsing)
     monkeypatch.setattr(broker, moment, stopped)

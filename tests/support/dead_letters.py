@@ -68,10 +68,10 @@ def certificate_for(original: RawMessage, reason: str = "exhausted", **fields: A
 class Kit:
     """A service on a broker, a store and a clock in memory."""
 
-    def __init__(self, *queues: str, accept: tuple[str, ...] = ("json",)) -> None:
+    def __init__(self, *queues: str, accept: tuple[str, ...] = ("json",), move_limit: int = 1) -> None:
         self.clock = FakeClock()
         self.points: list[str] = []
-        self.broker = MemoryBroker(queues or ("celery",), clock=self.clock, on_operation=self.operation)
+        self.broker = MemoryBroker(queues or ("celery",), clock=self.clock, on_operation=self.operation, move_limit=move_limit)
         self.store = MemoryStore(now=self.clock.now)
         self.service = DeadLetters(self.broker, self.store, settings=Settings(), clock=self.clock, decoder=KombuDecoder(accept))
 

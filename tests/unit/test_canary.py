@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ class Shop(Kit):
             sleep(seconds)
             self.work()
 
-        def counting(queue: str) -> Iterator[QueuedLetter]:
+        def counting(queue: str, **_: Any) -> Iterator[QueuedLetter]:
             self.looks += 1
             return browse(queue)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from celery_guardrails.cli.replaying import Speed, stop_between_letters
-from celery_guardrails.dead_letters import service as service_module
+from celery_guardrails.dead_letters import passes as passes_module
 from celery_guardrails.dead_letters.tasks import KnownTask, tasks_of
 from celery_guardrails.errors import DeadLetterError
 from celery_guardrails.ports import QueuedLetter
@@ -237,9 +237,9 @@ class Sleeper:
         self.refused = 0
         browse, take = shop.broker.browse, shop.broker.take
 
-        def browsing(queue: str) -> Iterator[QueuedLetter]:
+        def browsing(queue: str, **options: Any) -> Iterator[QueuedLetter]:
             self.born = born = shop.clock.now()
-            for queued in browse(queue):
+            for queued in browse(queue, **options):
                 self.check(born)
                 yield queued
 
@@ -311,12 +311,12 @@ def test_a_letter_that_somebody_else_took_while_the_process_was_stopped_is_told(
 
 
 def test_a_hold_that_breaks_soon_is_no_stopped_process_and_ends_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert service_module._PASS_SECONDS < 1800.0, "RabbitMQ's consumer_timeout"
+    assert passes_module.PASS_SECONDS < 1800.0, "RabbitMQ's consumer_timeout"
     for _ in range(3):
         shop.bury()
     browse = shop.broker.browse
 
-    def breaking(queue: str) -> Iterator[QueuedLetter]:
+    def breaking(queue: str, **_: Any) -> Iterator[QueuedLetter]:
         yield next(browse(queue))
         raise DeadLetterError("cable pulled")
 

@@ -29,8 +29,8 @@ class Killed(BaseException):
 class World(Kit):
     """Dead orders, a worker that charges each key once, and an operator who may die at every call and every wait."""
 
-    def __init__(self, orders: int, *, stubborn: frozenset[int] = frozenset()) -> None:
-        super().__init__()
+    def __init__(self, orders: int, *, stubborn: frozenset[int] = frozenset(), at_once: int = 1) -> None:
+        super().__init__(move_limit=at_once)
         self.service = DeadLetters(
             self.broker,
             self.store,
@@ -109,22 +109,33 @@ def until_done(world: World, orders: int, deaths: list[int], replay: Callable[[]
 
 
 @settings(deadline=None)
-@given(orders=st.integers(1, 8), deaths=st.lists(st.integers(0, 60), max_size=6), stubborn=st.frozensets(st.integers(0, 7), max_size=2))
+@given(
+    orders=st.integers(1, 8),
+    deaths=st.lists(st.integers(0, 60), max_size=6),
+    stubborn=st.frozensets(st.integers(0, 7), max_size=2),
+    at_once=st.sampled_from([1, 100]),
+)
 def test_a_canary_killed_anywhere_and_run_again_loses_nothing_and_repeats_no_effect(
-    orders: int, deaths: list[int], stubborn: frozenset[int]
+    orders: int, deaths: list[int], stubborn: frozenset[int], at_once: int
 ) -> None:
-    world = World(orders, stubborn=stubborn)
+    world = World(orders, stubborn=stubborn, at_once=at_once)
     until_done(world, orders, deaths, lambda: world.service.replay(canary=True, canary_wait=5.0, max_replays=100))
     assert world.effects == Counter({(order, 1.0): 1 for order in range(orders)})
 
 
 @settings(deadline=None)
-@given(orders=st.integers(1, 8), deaths=st.lists(st.integers(0, 60), max_size=6), canary=st.booleans(), amount=st.booleans())
+@given(
+    orders=st.integers(1, 8),
+    deaths=st.lists(st.integers(0, 60), max_size=6),
+    canary=st.booleans(),
+    amount=st.booleans(),
+    at_once=st.sampled_from([1, 3, 100]),
+)
 def test_an_edit_killed_anywhere_and_run_again_loses_nothing_and_repeats_no_effect(
-    orders: int, deaths: list[int], canary: bool, amount: bool
+    orders: int, deaths: list[int], canary: bool, amount: bool, at_once: int
 ) -> None:
     """Only letters with the old arguments are left behind by a kill; the same edit gives them the same key again."""
-    world = World(orders)
+    world = World(orders, at_once=at_once)
     edit = Edit({"amount": 2.5}) if amount else Edit({"note": "again"})
     until_done(world, orders, deaths, lambda: world.service.replay(edit=edit, canary=canary, canary_wait=5.0, max_replays=100))
     assert world.effects == Counter({(order, 2.5 if amount else 1.0): 1 for order in range(orders)})
@@ -146,9 +157,9 @@ def test_an_edit_that_changes_the_key_killed_anywhere_and_run_again_has_one_effe
 
 
 @settings(deadline=None)
-@given(orders=st.integers(1, 8), after=st.integers(0, 40))
-def test_two_operators_with_canaries_at_once_lose_nothing_and_repeat_no_effect(orders: int, after: int) -> None:
-    world = World(orders)
+@given(orders=st.integers(1, 8), after=st.integers(0, 40), at_once=st.sampled_from([1, 3, 100]))
+def test_two_operators_with_canaries_at_once_lose_nothing_and_repeat_no_effect(orders: int, after: int, at_once: int) -> None:
+    world = World(orders, at_once=at_once)
     steps = iter(range(after))
     inside = False
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from celery_guardrails.dead_letters import DeadLetters, Filter
-from celery_guardrails.dead_letters import service as service_module
+from celery_guardrails.dead_letters import passes as passes_module
 from celery_guardrails.errors import DeadLetterError, GuardrailsConfigError, PublishFailed, StoreUnavailable
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, RawMessage, Travel
 from celery_guardrails.policy.history import PastDeath
@@ -316,7 +316,7 @@ def test_a_broker_that_goes_away_while_browsing_leaves_a_report_of_what_was_done
         kit.bury()
     browse = kit.broker.browse
 
-    def breaking(queue):
+    def breaking(queue, **_):
         for number, letter in enumerate(browse(queue)):
             if number == 2:
                 raise ConnectionResetError("cable pulled")
@@ -356,14 +356,14 @@ def test_the_rate_is_held_with_even_spacing(kit):
 
 
 def test_a_slow_replay_lets_go_of_the_queue_now_and_then_and_still_sees_each_letter_once(kit, monkeypatch):
-    monkeypatch.setattr(service_module, "_PASS_SECONDS", 25.0)
+    monkeypatch.setattr(passes_module, "PASS_SECONDS", 25.0)
     kept = [kit.bury(replays=3).headers["id"], kit.bury(reason="invalid").headers["id"]]
     gone = [kit.bury().headers["id"] for _ in range(4)]
     kept.append(kit.bury(replays=3).headers["id"])
     gone += [kit.bury().headers["id"] for _ in range(5)]
     browses = []
     browse = kit.broker.browse
-    monkeypatch.setattr(kit.broker, "browse", lambda queue: browses.append(queue) or browse(queue))
+    monkeypatch.setattr(kit.broker, "browse", lambda queue, **_: browses.append(queue) or browse(queue))
     report = kit.service.replay(rate=0.1)
     assert (report.replayed, report.skipped, report.total) == (9, 3, 12)
     assert len(browses) >= 3
@@ -440,7 +440,7 @@ def test_letters_are_grouped_and_listed_without_being_held_in_memory():
     header = certificate_for(message).to_header()
     letters = 3_000
 
-    def many(queue):
+    def many(queue, **_):
         for number in range(letters):
             task_id = f"{number:08x}-x"
             copy = replace(message.with_headers(id=task_id, guardrails={**header, "task_id": task_id}), body=bytes(message.body) + b" ")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from celery_guardrails.dead_letters.render import letter_data, letter_text
 from celery_guardrails.guard import ErrorReport
-from celery_guardrails.integration.brokers.amqp import _fitting, _live_wire
+from celery_guardrails.integration.brokers.amqp_wire import fitting, live_wire
 from celery_guardrails.integration.brokers.base import dead_headers, without_history
 from celery_guardrails.policy.deadletter import DeathCertificate, error_fingerprint, past_attempt
 from celery_guardrails.policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, Travel
@@ -195,7 +195,7 @@ def test_a_letter_that_does_not_fit_loses_its_history_before_its_traceback(paddi
     kept = after(*(attempt(number, f"E{number}") for number in range(1, 8)))
     message = task_message(padding="x" * padding, **{TRAVEL_HEADER: Travel(key="k", attempts=7, history=kept).to_header()})
     certificate = certificate_for(message, traceback="t" * 16_000)
-    wire = _fitting(message, dead_headers(message, certificate), {}, certificate, FRAME if padding else 2 * FRAME)
+    wire = fitting(message, dead_headers(message, certificate), {}, certificate, FRAME if padding else 2 * FRAME)
     travel, told = told_in(wire)
     assert len(wire._serialize_properties()) <= FRAME
     assert travel == Travel(key="k", attempts=7, history=kept if history else ())
@@ -207,7 +207,7 @@ def test_a_letter_that_does_not_fit_loses_its_history_before_its_traceback(paddi
 def test_a_live_message_leaves_its_history_behind_where_its_letter_would_have_no_room(padding: int, history: bool) -> None:
     kept = (attempt(1),)
     message = task_message(padding="x" * padding, **{TRAVEL_HEADER: Travel(attempts=1, history=kept).to_header()})
-    wire = _live_wire(message, dict(message.headers), {}, SimpleNamespace(header_limit=lambda: FRAME))  # type: ignore[arg-type]
+    wire = live_wire(message, dict(message.headers), {}, SimpleNamespace(header_limit=lambda: FRAME))  # type: ignore[arg-type]
     assert told_in(wire)[0] == Travel(attempts=1, history=kept if history else ())
 
 
@@ -215,7 +215,7 @@ def test_a_message_without_history_is_not_even_measured() -> None:
     for headers in ({}, {TRAVEL_HEADER: {"key": "k"}}, {TRAVEL_HEADER: "foreign"}):
         assert without_history(headers) is headers
     message = task_message()
-    wire = _live_wire(message, dict(message.headers), {}, None)  # type: ignore[arg-type]
+    wire = live_wire(message, dict(message.headers), {}, None)  # type: ignore[arg-type]
     assert wire.properties["application_headers"] == message.headers
 
 

@@ -207,7 +207,7 @@ def test_a_queue_that_cannot_be_looked_through_ends_the_import_with_what_was_don
     there = Kit("celery", "mail")
     browse = there.broker.browse
 
-    def broken(queue: str) -> Any:
+    def broken(queue: str, **_: Any) -> Any:
         if queue == "mail.dead":
             raise DeadLetterError("gone")
         return browse(queue)
@@ -243,7 +243,7 @@ def test_an_export_that_breaks_off_leaves_the_old_file(shop, tmp_path: Path, mon
     target = tmp_path / "letters.jsonl"
     target.write_text("old")
 
-    def broken(queue: str) -> Any:
+    def broken(queue: str, **_: Any) -> Any:
         yield from shop.broker.__class__.browse(shop.broker, queue)
         raise DeadLetterError("the broker went away")
 

@@ -6,12 +6,13 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
 
 from ...errors import PublishFailed
+from .amqp_bulk import Bulk, Wire
 
 __all__ = ["Missing", "Session"]
 
@@ -45,6 +46,7 @@ class Session:
         self._connection: Any = None
         self._publishing: Any = None
         self._scratch: Any = None
+        self._bulk: Bulk | None = None
         self._returned: list[Exception] = []
         self._used = 0.0
         #: Queues whose binding was seen on this connection, and when (monotonic).
@@ -144,6 +146,22 @@ class Session:
         if self._returned:
             raise Missing(f"exchange {exchange!r} has no route for {routing_key!r}") from self._returned[0]
 
+    def publish_all(self, messages: Mapping[int, Wire], receipts: dict[int, bool]) -> None:
+        """Publish many, each mandatory, then wait for all confirms.
+
+        Args:
+            messages: by numbers of the caller's.
+            receipts: is filled, also where an error is raised: True for what is safe, False for what was returned or refused.
+                Of a message that is missing there nobody knows.
+        """
+        if self._bulk is None:
+            self._bulk = Bulk(self._connected().channel(), self._timeout)
+        try:
+            self._bulk.publish(messages, receipts)
+        except BaseException:
+            self._bulk = None
+            raise
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Any]:
         """Lend a channel for declarations; any error of RabbitMQ closes a channel, and then this one is replaced."""
@@ -163,7 +181,7 @@ class Session:
 
     def drop(self, *, politely: bool = False) -> None:
         """Forget the connection; politely: with a farewell, or RabbitMQ logs a warning, that may take a second."""
-        connection, self._connection, self._publishing, self._scratch = self._connection, None, None, None
+        connection, self._connection, self._publishing, self._scratch, self._bulk = self._connection, None, None, None, None
         self.bound.clear()
         if connection is None:
             return

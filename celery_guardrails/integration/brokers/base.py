@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from kombu.common import Broadcast
@@ -12,7 +12,7 @@ from kombu.common import Broadcast
 from ...config import Settings
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import DEAD_LETTER_HEADER, ORIGINAL_PREFIX, TRAVEL_HEADER, RawMessage, of_one_delivery
-from ...ports import QueuedLetter
+from ...ports import Move, Moved, QueuedLetter
 
 __all__ = ["KombuBroker", "body_bytes", "dead_headers", "letter_headers", "live_headers", "without_history"]
 
@@ -64,6 +64,9 @@ class KombuBroker(ABC, Generic[SessionT]):
         settings: ours.
         timeout: seconds any single operation may take.
     """
+
+    #: See :class:`~celery_guardrails.ports.Broker`: enough that the broker's answers are waited for once in many letters.
+    move_limit = 100
 
     def __init__(self, app: Any, settings: Settings, *, timeout: float = 10.0) -> None:
         self.app = app
@@ -142,12 +145,16 @@ class KombuBroker(ABC, Generic[SessionT]):
         """Return the number of messages that wait in ``queue``; 0 where there is no such queue."""
 
     @abstractmethod
-    def browse(self, queue: str) -> Iterator[QueuedLetter]:
+    def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the messages of a queue in order; those not taken when the iterator is closed stay where they were."""
 
     @abstractmethod
     def take(self, letter: QueuedLetter) -> None:
         """Remove a letter that the running :meth:`browse` yielded."""
+
+    @abstractmethod
+    def move(self, moves: Sequence[Move]) -> list[Moved]:
+        """Publish each message and remove its letter, never the other way round; what became of each, in the order given."""
 
     @abstractmethod
     def close(self) -> None:

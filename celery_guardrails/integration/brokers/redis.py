@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from kombu.utils.json import dumps, loads
 from ...errors import DeadLetterError, PublishFailed
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import RawMessage
-from ...ports import QueuedLetter
+from ...ports import Move, Moved, QueuedLetter
 from .base import KombuBroker, body_bytes, dead_headers, letter_headers, live_headers
 
 __all__ = ["RedisBroker"]
@@ -37,7 +37,7 @@ _PAGE = 50
 _PUT_OFF = 60_000
 #: What kombu's transport adds to the properties of every message for itself.
 _TRANSPORT_PROPERTIES = frozenset({"body_encoding", "delivery_info", "delivery_tag"})
-_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8") for name in ("park", "pump", "touch")}
+_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8") for name in ("move", "park", "pump", "touch")}
 
 
 class _Session:
@@ -267,10 +267,10 @@ class RedisBroker(KombuBroker[_Session]):
         """Return the number of messages in ``queue``, all priorities; 0 where there is no such queue."""
         return self._run(f"depth of queue {queue!r}", lambda link: sum(_lengths(link, link.list_keys(queue))))
 
-    def browse(self, queue: str) -> Iterator[QueuedLetter]:
+    def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the messages that are in the queue at the start, by priority, then oldest first; none is removed by it.
 
-        What other processes take meanwhile may make it pass over letters.
+        What other processes take meanwhile may make it pass over letters. It holds nothing, whether ``ahead`` or not.
         """
         what = f"browse queue {queue!r}"
         keys = self._run(what, lambda link: link.list_keys(queue), DeadLetterError)
@@ -286,7 +286,7 @@ class RedisBroker(KombuBroker[_Session]):
 
     def _page(self, what: str, walk: _Walk, length: int) -> list[bytes]:
         # Counted from the right, where the oldest are: new ones come in on the left and leave these indexes alone.
-        start = walk.seen - walk.taken
+        start = walk.seen - walk.gone
         count = min(_PAGE, length - walk.seen)
         page: list[bytes] = self._run(
             what, lambda link: list(link.client.lrange(walk.key, -(start + count), -(start + 1))), DeadLetterError
@@ -303,9 +303,33 @@ class RedisBroker(KombuBroker[_Session]):
         """
         handle: _Handle = letter.handle
         removed = self._run("take a letter", lambda link: int(link.client.lrem(handle.walk.key, -1, handle.item)), DeadLetterError)
+        handle.walk.gone += 1
         if not removed:
             raise DeadLetterError(f"the letter is no longer in {handle.walk.key!r}: somebody else took it")
-        handle.walk.taken += removed
+
+    def move(self, moves: Sequence[Move]) -> list[Moved]:
+        """Put each message in the place of its letter: one atomic step each, in one round trip for all.
+
+        A letter that somebody else took is not sent a second time. Where the connection broke before the answers came, the
+        letters that are found to be gone were moved by that very call.
+        """
+        tries = 0
+
+        def operation(link: _Link) -> list[Any]:
+            nonlocal tries
+            tries += 1
+            pipeline = link.client.pipeline(transaction=False)
+            for move in moves:
+                walk, item = move.letter.handle.walk, move.letter.handle.item
+                key, payload = self._payload(link, move.message, live_headers(move.message), ("", move.queue), move.queue)
+                link.scripts["move"](keys=[walk.key, key], args=[item, payload], client=pipeline)
+            return list(pipeline.execute(raise_on_error=False))
+
+        try:
+            answers = self._run(f"move {len(moves)} letters", operation)
+        except PublishFailed as exc:
+            return [Moved(False, False, exc)] * len(moves)
+        return [_moved(move.letter.handle, answer, tries) for move, answer in zip(moves, answers, strict=True)]
 
     def close(self) -> None:
         """Close the connections of this process; the next use opens others."""
@@ -316,13 +340,23 @@ class RedisBroker(KombuBroker[_Session]):
 class _Walk:
     key: str
     seen: int = 0
-    taken: int = 0
+    #: Of those seen, how many are not in the list any more, whoever took them: the others move up by so many.
+    gone: int = 0
 
 
 @dataclass(frozen=True)
 class _Handle:
     walk: _Walk = field(repr=False)
     item: bytes = field(repr=False)
+
+
+def _moved(handle: _Handle, answer: Any, tries: int) -> Moved:
+    if isinstance(answer, Exception):
+        return Moved(False, False, PublishFailed(f"Redis did not move the message: {answer}"))
+    handle.walk.gone += 1
+    if answer or tries > 1:
+        return Moved(True, True)
+    return Moved(False, True, DeadLetterError(f"the letter is no longer in {handle.walk.key!r}: somebody else took it"))
 
 
 def _push(link: _Link, key: str, payload: str) -> None:

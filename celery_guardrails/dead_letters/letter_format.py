@@ -7,50 +7,24 @@ One letter a line, an object with these fields:
 - ``queue``: the task queue in whose dead letter queue it lay.
 - ``body``: base64 of the bytes.
 - ``content_type``, ``content_encoding``: texts or null.
-- ``headers``, ``properties``: objects. What JSON knows stands for itself; every other value is an object with one field,
-  whose name says the type: ``$bytes`` (base64), ``$time`` (ISO 8601, without a zone where the broker gave none),
-  ``$date``, ``$clock``, ``$decimal``, ``$uuid`` (texts), ``$float`` ("nan", "inf", "-inf"), and ``$map`` (a list of
-  pairs) for a mapping that JSON cannot hold or that would look like one of these.
+- ``headers``, ``properties``: objects, see :mod:`~celery_guardrails.dead_letters.tagged`.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 from ..errors import DeadLetterError
 from ..policy.delivery import RawMessage
+from .tagged import decode, encode
 
 __all__ = ["FORMAT_VERSION", "PackedLetter", "pack", "unpack"]
 
 FORMAT_VERSION = 1
-
-#: Type → tag and what writes it; a datetime is a date as well, so it comes first.
-_WRITERS: tuple[tuple[type | tuple[type, ...], str, Callable[[Any], Any]], ...] = (
-    ((bytes, bytearray, memoryview), "$bytes", lambda value: base64.b64encode(value).decode("ascii")),
-    (datetime, "$time", lambda value: value.isoformat()),
-    (date, "$date", lambda value: value.isoformat()),
-    (time, "$clock", lambda value: value.isoformat()),
-    (Decimal, "$decimal", str),
-    (UUID, "$uuid", str),
-)
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "$bytes": lambda text: base64.b64decode(text, validate=True),
-    "$time": datetime.fromisoformat,
-    "$date": date.fromisoformat,
-    "$clock": time.fromisoformat,
-    "$decimal": Decimal,
-    "$uuid": UUID,
-    "$float": lambda text: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[text],
-    "$map": lambda pairs: {_decode(name): _decode(value) for name, value in pairs},
-}
 
 
 @dataclass(frozen=True)
@@ -86,8 +60,8 @@ def pack(message: RawMessage, *, identifier: str, queue: str) -> str:
         "body": base64.b64encode(message.body).decode("ascii"),
         "content_type": message.content_type,
         "content_encoding": message.content_encoding,
-        "headers": _encode(message.headers),
-        "properties": _encode(message.properties),
+        "headers": encode(message.headers),
+        "properties": encode(message.properties),
     }
     return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
@@ -137,48 +111,9 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
 
 def _table(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
-        value = _decode(fields.get(name))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as exc:
-        raise DeadLetterError(f"{name}: {type(exc).__name__}: {exc}") from None
+        value = decode(fields.get(name))
+    except DeadLetterError as exc:
+        raise DeadLetterError(f"{name}: {exc}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise DeadLetterError(f"{name}: an object is expected")
     return value
-
-
-def _encode(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": str(value)}
-    if isinstance(value, Mapping):
-        return _encode_mapping(value)
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    for kind, tag, write in _WRITERS:
-        if isinstance(value, kind):
-            return {tag: write(value)}
-    raise DeadLetterError(f"a header or property holds a {type(value).__name__}, which no broker hands out")
-
-
-def _encode_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
-    if not all(isinstance(name, str) for name in value):
-        return {"$map": [[_encode(name), _encode(item)] for name, item in value.items()]}
-    # in the order of the names: two exports of one letter are the same text
-    table = {name: _encode(value[name]) for name in sorted(value)}
-    if len(table) == 1 and next(iter(table)).startswith("$"):
-        return {"$map": [[name, item] for name, item in table.items()]}
-    return table
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((name, item),) = value.items()
-        if name.startswith("$"):
-            if name not in _READERS:
-                raise ValueError(f"the type {name!r} is unknown")
-            return _READERS[name](item)
-    return {name: _decode(item) for name, item in value.items()}

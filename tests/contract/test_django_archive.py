@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_guardrails.dead_letters import Filter, KombuDecoder
-from celery_guardrails.dead_letters.tagged import dumps, loads
 from celery_guardrails.errors import DeadLetterError, GuardrailsConfigError, PublishFailed
 from celery_guardrails.policy.delivery import RawMessage, Travel
 from celery_guardrails.policy.lease import StoredResult
@@ -129,25 +128,6 @@ HEADERS = {
     "deep": [{"$map": 1, "x": [b"y", None, True]}],
     "big": 2**70,
 }
-
-
-def test_headers_come_back_from_json_as_they_were() -> None:
-    assert loads(dumps(HEADERS)) == HEADERS
-    assert dumps(HEADERS).isascii()
-    with pytest.raises(TypeError, match="object"):
-        dumps({"x": object()})
-
-
-_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.datetimes(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.sampled_from(["$bytes", "$map", "$x"]), inner, max_size=3),
-    max_leaves=12,
-)
-
-
-@given(value=_values)
-def test_whatever_a_header_holds_comes_back(value: Any) -> None:
-    assert loads(dumps(value)) == value
 
 
 def test_a_letter_is_kept_byte_for_byte_and_is_the_same_letter_again(any_desk: Desk) -> None:

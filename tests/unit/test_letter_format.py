@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_guardrails.dead_letters.letter_format import PackedLetter, pack, unpack
+from celery_guardrails.dead_letters.tagged import dumps, loads
 from celery_guardrails.errors import DeadLetterError
 from celery_guardrails.policy.delivery import RawMessage
 
@@ -91,6 +92,21 @@ def test_each_type_is_written_so_and_comes_back(value: Any, written: Any) -> Non
     line = pack(replace(MESSAGE, headers={"h": value}), identifier="x", queue="q")
     assert typed(json.loads(line)["headers"]["h"]) == typed(written)
     assert typed(through(h=value)["h"]) == typed(bytes(value) if isinstance(value, bytearray) else value)
+
+
+@given(values)
+def test_a_row_of_the_archive_holds_it_in_the_same_form(value: Any) -> None:
+    assert dumps(value).isascii()
+    assert typed(loads(dumps(value))) == typed(value)
+    assert json.loads(dumps(value)) == json.loads(pack(replace(MESSAGE, headers={"h": value}), identifier="x", queue="q"))["headers"]["h"]
+
+
+def test_what_is_nested_too_deeply_is_refused_too() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(DeadLetterError, match="deeply"):
+        dumps(deep)
 
 
 def test_no_number_comes_back_as_one() -> None:

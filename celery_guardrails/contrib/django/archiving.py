@@ -224,7 +224,7 @@ class Archiver:
         for _, letter in letters:
             try:
                 rows[letter.id] = row_of(letter, now=now)
-            except TypeError as exc:
+            except DeadLetterError as exc:
                 report.fail(letter.id, str(exc))
         # read before the transaction begins: SQLite lets no reader become a writer while somebody else writes
         fields = ("pk", "letter_id", "state", "note", "taken_at")

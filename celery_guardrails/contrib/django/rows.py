@@ -30,7 +30,7 @@ def row_of(letter: DeadLetter, *, now: float) -> ArchivedLetter:
         now: unix time in seconds.
 
     Raises:
-        TypeError: a header is of a type that cannot be kept.
+        DeadLetterError: a header is of a type that cannot be kept.
     """
     certificate, message = letter.certificate, letter.message
     return ArchivedLetter(

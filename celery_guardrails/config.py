@@ -34,6 +34,10 @@ class Settings:
         delay_queue_type: ``"quorum"`` or ``"classic"``: RabbitMQ queues that hold waiting retries.
         http: ``host:port`` of the worker's own HTTP server, or None.
         alert_webhook: URL that is told of dead letters, or None.
+        archive: URL of the database that dead letters are archived in, or None (under Django its database).
+        archive_seconds: seconds after which workers archive dead letters again, or None: they do not.
+        archive_keep_days: workers delete letters that were replayed or discarded, and archived so many days ago, or None.
+        archive_keep_count: of those they keep so many, or None.
     """
 
     store: str | None = None
@@ -50,6 +54,10 @@ class Settings:
     delay_queue_type: str = "quorum"
     http: str | None = None
     alert_webhook: str | None = None
+    archive: str | None = None
+    archive_seconds: float | None = None
+    archive_keep_days: float | None = None
+    archive_keep_count: int | None = None
 
     def __post_init__(self) -> None:
         for name, (allowed, test) in _RULES.items():
@@ -104,5 +112,12 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "alert_webhook": (
         "None or a URL with https:// or http://",
         lambda v: v is None or (_text(v) and v.startswith(("https://", "http://"))),
+    ),
+    "archive": ("None, django://ALIAS or sqlalchemy+DIALECT://…", lambda v: v is None or (_text(v) and "://" in v)),
+    "archive_seconds": ("None or a number of seconds of at least 1", lambda v: v is None or (_positive(v) and v >= 1)),
+    "archive_keep_days": ("None or a number of days above 0", lambda v: v is None or _positive(v)),
+    "archive_keep_count": (
+        "None or a whole number of at least 0",
+        lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0),
     ),
 }

@@ -188,10 +188,12 @@ class QueuedLetter:
     Args:
         message: byte for byte.
         handle: the broker's own handle, for :meth:`Broker.take`.
+        archived: where it lies in an archive: its identifier there, and its state.
     """
 
     message: RawMessage
     handle: Any
+    archived: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

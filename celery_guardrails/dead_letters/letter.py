@@ -36,6 +36,8 @@ class DeadLetter:
         dead_letter_queue: it lies in.
         decoder: reads the arguments when somebody asks for them.
         redact: what of the arguments may be shown.
+        place: it lies in: ``"queue"`` or ``"archive"``.
+        state: ``"waiting"``; in the archive also ``"replayed"`` and ``"discarded"``.
     """
 
     id: str
@@ -44,6 +46,8 @@ class DeadLetter:
     dead_letter_queue: str
     decoder: Decoder = field(repr=False, compare=False)
     redact: Redactor = field(default=hide_secrets, repr=False, compare=False)
+    place: str = field(default="queue", compare=False)
+    state: str = field(default="waiting", compare=False)
 
     @property
     def task(self) -> str:

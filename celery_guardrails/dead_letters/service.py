@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -64,11 +65,24 @@ class DeadLetters:
         self._decoder = decoder
         self._redact = redact
         self._tasks = tasks
+        #: What a canary watches.
+        self._watched = self
 
     @classmethod
     def for_app(cls, app: Any, *, broker: Broker, store: IdempotencyStore | None, settings: Settings, clock: Clock) -> DeadLetters:
         """Return the service for a Celery app, which reads what the app's ``accept_content`` lets its workers read."""
         return cls(broker, store, settings=settings, clock=clock, decoder=KombuDecoder(app.conf.accept_content), tasks=tasks_of(app))
+
+    def over(self, broker: Broker, *, whole: Broker) -> DeadLetters:
+        """Return this service over letters in other places.
+
+        Args:
+            broker: has them.
+            whole: has those as well that a canary must see when it watches.
+        """
+        found, watched = copy(self), copy(self)
+        found._broker, watched._broker, found._watched = broker, whole, watched
+        return found
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -204,7 +218,7 @@ class DeadLetters:
                 run.stopped = plan.stopped
                 return run.replay_report()
             if canary:
-                job.canary = Canary(plan.done, canary_wait, _Watch(self), clock=self._clock, stop=stop)
+                job.canary = Canary(plan.done, canary_wait, _Watch(self._watched), clock=self._clock, stop=stop)
         self._go(where, ids, run, job, stop, ahead=not canary)  # what is held ahead no canary sees die
         if job.canary is None:
             return run.replay_report()
@@ -291,7 +305,9 @@ class DeadLetters:
                     decoder=self._decoder,
                     redact=self._redact,
                 )
-                unique = names.unique(letter.id)
+                unique = names.unique(letter.id if queued.archived is None else queued.archived[0])
+                if queued.archived is not None:
+                    letter = replace(letter, place="archive", state=queued.archived[1])
                 yield queued, letter if unique == letter.id else replace(letter, id=unique)
 
     def _go(

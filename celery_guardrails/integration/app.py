@@ -34,6 +34,7 @@ from .options import TaskOptions
 from .parts import Parts
 
 if TYPE_CHECKING:
+    from ..dead_letters.archive import Archive
     from ..dead_letters.service import DeadLetters
 
 __all__ = ["Guardrails", "classify", "ensure_guardrails"]
@@ -67,6 +68,8 @@ class Guardrails:
 
     #: The store's URL where no setting names one and the app uses no Redis; a framework that brings a database says it.
     fallback_store: str | None = None
+    #: The same for the archive of dead letters; it is one only where its tables have been made.
+    fallback_archive: str | None = None
 
     def __init__(self, app: Celery | None = None, *, store: str | None = None, **settings: Any) -> None:
         self._overrides = {PREFIX + name: value for name, value in settings.items()}
@@ -96,6 +99,7 @@ class Guardrails:
             self._listeners.extend(listener for listener in present._listeners if listener not in self._listeners)
             self._declared = {**present._declared, **self._declared}
             self.fallback_store = self.fallback_store or present.fallback_store
+            self.fallback_archive = self.fallback_archive or present.fallback_archive
         self._app = app
         app.guardrails = self
         from . import beat, deadlines
@@ -189,6 +193,15 @@ class Guardrails:
     def dead_letters(self) -> DeadLetters:
         """The service behind the commands."""
         return self._parts.dead_letters
+
+    @property
+    def archive(self) -> Archive | None:
+        """The archive of dead letters, or None where there is none.
+
+        Raises:
+            GuardrailsConfigError: ``guardrails_archive`` is wrong, or its tables are not there.
+        """
+        return self._parts.archive
 
     # -- what users call --------------------------------------------------------------------------------------
 

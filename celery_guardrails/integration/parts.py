@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..errors import GuardrailsConfigError
 from ..guard import Guard, Patience
 from ..ports import Broker, IdempotencyStore
 from ..stores import open_store
@@ -14,6 +15,7 @@ from ..stores.codec import KombuCodec
 from .brokers import make_broker
 
 if TYPE_CHECKING:
+    from ..dead_letters.archive import Archive
     from ..dead_letters.service import DeadLetters
     from .app import Guardrails
 
@@ -90,3 +92,20 @@ class Parts:
 
         rails = self._rails
         return DeadLetters.for_app(rails.app, broker=self.broker, store=self.store, settings=rails.settings, clock=rails.clock)
+
+    @cached_property
+    def archive(self) -> Archive | None:
+        """Where dead letters are archived, or None."""
+        from ..dead_letters.archive import Archive, open_table
+        from ..dead_letters.decoder import KombuDecoder
+
+        rails = self._rails
+        url = rails.settings.archive or rails.fallback_archive
+        if url is None:
+            return None
+        table = open_table(url)
+        if not table.ready():
+            if rails.settings.archive is None:
+                return None
+            raise GuardrailsConfigError(f"guardrails_archive = {table.name!r}: its tables are not there: run `python manage.py migrate`")
+        return Archive(table, self.broker, self.store, clock=rails.clock, decoder=KombuDecoder(rails.app.conf.accept_content))

@@ -270,7 +270,7 @@ def test_two_runs_at_once_make_one_row_of_each_letter(desk: Desk) -> None:
 
 
 def test_a_run_that_is_overtaken_between_its_look_and_its_insert_makes_no_second_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from celery_guardrails.contrib.django.archiving import Archiver
+    from celery_guardrails.dead_letters.archive import Archiver
 
     insert = Archiver._insert
 
@@ -307,7 +307,7 @@ def test_a_broker_that_breaks_stops_the_run_and_the_next_one_goes_on(desk: Desk)
 def test_a_database_that_takes_nothing_leaves_everything_in_the_queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     from django.db import DatabaseError
 
-    from celery_guardrails.contrib.django.archiving import Archiver
+    from celery_guardrails.dead_letters.archive import Archiver
 
     def away(*_: Any) -> None:
         raise DatabaseError("the database is away")

@@ -21,6 +21,8 @@ __all__ = ["GuardrailsConfig", "celery_app"]
 
 #: The store of a project that uses no Redis and names none.
 FALLBACK_STORE = "django://default"
+#: The archive of a project that names none: in the database that its routers say.
+FALLBACK_ARCHIVE = "django://"
 _UID = "celery_guardrails.contrib.django"
 
 
@@ -72,4 +74,5 @@ def _on_import_modules(sender: Any = None, **_: Any) -> None:
 
 
 def _attach(app: Any) -> None:
-    ensure_guardrails(app).fallback_store = FALLBACK_STORE
+    rails = ensure_guardrails(app)
+    rails.fallback_store, rails.fallback_archive = FALLBACK_STORE, FALLBACK_ARCHIVE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.db import models
 
+from celery_guardrails.dead_letters.archive.table import AUDIT_TABLE, LETTER_TABLE, Action, State
 from celery_guardrails.stores.sql import TABLE
 
 from .fields import DigestField
@@ -64,13 +65,7 @@ class ArchivedLetter(models.Model):
     letters is :class:`~celery_guardrails.contrib.django.archive.Archive`: use its methods, which publish and keep the audit trail.
     """
 
-    class State:
-        """What has become of it."""
-
-        WAITING = "waiting"
-        REPLAYED = "replayed"
-        DISCARDED = "discarded"
-        choices = tuple((name, name) for name in (WAITING, REPLAYED, DISCARDED))
+    State = State
 
     id = models.BigAutoField(primary_key=True)
     letter_id = models.CharField("letter", max_length=64)
@@ -107,7 +102,7 @@ class ArchivedLetter(models.Model):
     class Meta:
         """For Django."""
 
-        db_table = "guardrails_letter"
+        db_table = LETTER_TABLE
         verbose_name = "archived dead letter"
         verbose_name_plural = "archived dead letters"
         default_permissions = ("view",)
@@ -130,17 +125,7 @@ class ArchivedLetter(models.Model):
 class AuditEntry(models.Model):
     """One thing that somebody did to archived letters: who, what, which, why, and how many."""
 
-    class Action:
-        """What was done."""
-
-        ARCHIVE = "archive"
-        REPLAY = "replay"
-        CANARY = "canary"
-        DISCARD = "discard"
-        RESTORE = "restore"
-        EDIT = "edit"
-        PURGE = "purge"
-        choices = tuple((name, name) for name in (ARCHIVE, REPLAY, CANARY, DISCARD, RESTORE, EDIT, PURGE))
+    Action = Action
 
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField("when")
@@ -156,7 +141,7 @@ class AuditEntry(models.Model):
     class Meta:
         """For Django."""
 
-        db_table = "guardrails_audit"
+        db_table = AUDIT_TABLE
         verbose_name = "audit entry"
         verbose_name_plural = "audit entries"
         default_permissions = ("view",)

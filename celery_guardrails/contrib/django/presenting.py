@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 
 from django.utils.html import format_html, format_html_join
 
+from celery_guardrails.dead_letters.archive import ArchivedGroup
 from celery_guardrails.dead_letters.render import letters_text, plain, printable, shown
 from celery_guardrails.dead_letters.reports import ReplayReport
 
-from .archive import ArchivedGroup
 from .models import ArchivedLetter
-from .rows import moment_of
+from .moments import moment_of
 
 __all__ = ["GroupRow", "group_query", "group_rows", "letter_sections", "life_of", "skipped_text", "sparkline"]
 

@@ -15,24 +15,26 @@ from ..dead_letters.exchange import Export, ImportReport
 from ..dead_letters.filters import Filter
 from ..dead_letters.render import letters_text, printable
 from ..dead_letters.reports import Failure
-from .base import Command, echo_json, json_option, rails
-from .letters import _dry_run_option, _filter_options, _ids_argument
+from .base import Command, echo_json, json_option
+from .letter_options import dry_run_option, filter_options, ids_argument, place_options, service_of, state_option
 
 __all__ = ["export", "import_"]
 
 
 @click.command("export", cls=Command)
-@_ids_argument
-@_filter_options
+@ids_argument
+@filter_options
+@place_options
+@state_option
 @click.option("--output", metavar="FILE", default="-", show_default=True, help="Write there; - is standard output.")
 @json_option
-def export(ids: tuple[str, ...], output: str, as_json: bool, **options: Any) -> None:
+def export(ids: tuple[str, ...], queued: bool, archived: bool, state: str, output: str, as_json: bool, **options: Any) -> None:
     """Write dead letters as JSON lines, byte for byte, for `import`. Nothing is moved.
 
     Without IDs and options: all. Arguments are not redacted: a file is readable by its owner only, and appears under its
     name when it is complete. --json reports (on standard error where standard output has the letters).
     """
-    service = rails().dead_letters
+    service = service_of(queued=queued, archived=archived, state=state)
     with contextlib.closing(service.export(Filter.parse(now=service.now(), **options), ids=ids)) as lines:
         with _writing(output) as file:
             for line in lines:
@@ -51,7 +53,7 @@ def export(ids: tuple[str, ...], output: str, as_json: bool, **options: Any) -> 
 @click.command("import", cls=Command)
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
 @click.option("--queue", metavar="NAME", help="Into the dead letter queue of this task queue, instead of that of their own.")
-@_dry_run_option
+@dry_run_option
 @click.option("--again", is_flag=True, help="Also letters that lie there already.")
 @json_option
 def import_(file: IO[bytes], queue: str | None, dry_run: bool, again: bool, as_json: bool) -> None:
@@ -60,7 +62,7 @@ def import_(file: IO[bytes], queue: str | None, dry_run: bool, again: bool, as_j
     What lies there already is skipped: after a crash, just run it again. A line that cannot be read is told by its
     number and does not stop the rest; a file without any letter is bad usage.
     """
-    report = rails().dead_letters.import_(file, queue=queue, dry_run=dry_run, again=again)
+    report = service_of().import_(file, queue=queue, dry_run=dry_run, again=again)
     if as_json:
         echo_json(_import_data(report))
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..dead_letters.archive import Everywhere
 from ..dead_letters.filters import Filter
 from ..dead_letters.pace import parse_rate
 from ..dead_letters.render import (
@@ -28,8 +29,8 @@ from ..dead_letters.render import (
 )
 from ..dead_letters.reports import DiscardReport, OnProgress, Progress, ReplayReport
 from ..errors import GuardrailsConfigError
-from ..policy.deadletter import REASONS
-from .base import Command, echo_array, echo_json, json_option, options_of, rails
+from .base import Command, echo_array, echo_json, json_option
+from .letter_options import acting_options, dry_run_option, filter_options, ids_argument, place_options, service_of, state_option
 from .replaying import Speed, chosen_edit, edit_options, stop_between_letters
 
 if TYPE_CHECKING:
@@ -38,46 +39,27 @@ if TYPE_CHECKING:
 __all__ = ["dead_letters"]
 
 
-def _service() -> DeadLetters:
-    return rails().dead_letters
-
-
-# -- options ------------------------------------------------------------------------------------------------------
-
-_filter_options = options_of(
-    click.option("--queue", metavar="NAME", help="Of this task queue (or the one with this dead letter queue)."),
-    click.option("--task", metavar="PATTERN", help="Of this task; * and ? stand for any text and any character."),
-    click.option("--reason", metavar="REASON", help=f"Dead for this reason: {', '.join(REASONS)}."),
-    click.option("--error", metavar="PATTERN", help="With this class of error, qualified or its last part; * and ? as above."),
-    click.option("--fingerprint", metavar="HEX", help="With this error fingerprint, or one that begins so."),
-    click.option(
-        "--since", metavar="TIME", help="That died at or after: ISO 8601 (UTC where it has no zone), or 30s, 15m, 2h, 3d, 1w ago."
-    ),
-    click.option("--until", metavar="TIME", help="That died before: the same."),
-    click.option("--key", metavar="KEY", help="With this idempotency key (the task id where the task has none)."),
-    click.option("--limit", metavar="N", type=int, help="So many at most."),
-)
-_dry_run_option = click.option("--dry-run", is_flag=True, help="Move nothing, only say what would be done.")
-_ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
-
-
 # -- commands -----------------------------------------------------------------------------------------------------
 
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """List, group, show, replay, discard, export and import what died.
+    """List, group, show, replay, discard, restore, archive, export and import what died.
+
+    Where there is an archive, they work on the letters in the dead letter queues and on those that were archived.
 
     Exit codes: 0 done, 1 some failed, 2 bad usage.
     """
 
 
 @dead_letters.command("list", cls=Command)
-@_filter_options
+@filter_options
+@place_options
+@state_option
 @json_option
-def list_(as_json: bool, **options: Any) -> None:
-    """List dead letters, the oldest of each queue first."""
-    service = _service()
+def list_(as_json: bool, queued: bool, archived: bool, state: str, **options: Any) -> None:
+    """List dead letters, the oldest of each queue first, and say where each lies."""
+    service = service_of(queued=queued, archived=archived, state=state)
     letters = service.list(Filter.parse(now=service.now(), **options))
     if as_json:
         echo_array(letter_data(letter) for letter in letters)
@@ -86,6 +68,7 @@ def list_(as_json: bool, **options: Any) -> None:
         (
             letter.id,
             moment(letter.died_at),
+            letter.place if letter.state == "waiting" else f"{letter.place}, {letter.state}",
             letter.queue,
             letter.reason,
             letter.task,
@@ -95,15 +78,17 @@ def list_(as_json: bool, **options: Any) -> None:
         )
         for letter in letters
     )
-    _echo_table(("ID", "DIED", "QUEUE", "REASON", "TASK", "REPLAYS", "KEY", "ERROR"), rows, service, options)
+    _echo_table(("ID", "DIED", "IN", "QUEUE", "REASON", "TASK", "REPLAYS", "KEY", "ERROR"), rows, service, options)
 
 
 @dead_letters.command("groups", cls=Command)
-@_filter_options
+@filter_options
+@place_options
+@state_option
 @json_option
-def groups(as_json: bool, **options: Any) -> None:
+def groups(as_json: bool, queued: bool, archived: bool, state: str, **options: Any) -> None:
     """Show dead letters in groups of one reason and one error, the largest first."""
-    service = _service()
+    service = service_of(queued=queued, archived=archived, state=state)
     found = service.groups(Filter.parse(now=service.now(), **options))
     if as_json:
         echo_array(group_data(group) for group in found)
@@ -126,10 +111,11 @@ def groups(as_json: bool, **options: Any) -> None:
 
 @dead_letters.command("show", cls=Command)
 @click.argument("identifier", metavar="ID")
+@place_options
 @json_option
-def show(identifier: str, as_json: bool) -> None:
-    """Show one dead letter, by its identifier or its whole task id: arguments, error, traceback, headers."""
-    letter = _service().show(identifier)
+def show(identifier: str, queued: bool, archived: bool, as_json: bool) -> None:
+    """Show one dead letter, by its identifier or its whole task id: arguments, error, traceback, headers, where it lies."""
+    letter = service_of(queued=queued, archived=archived).show(identifier)
     if as_json:
         echo_json(letter_data(letter, full=True))
         return
@@ -138,18 +124,24 @@ def show(identifier: str, as_json: bool) -> None:
 
 
 @dead_letters.command("replay", cls=Command)
-@_ids_argument
-@_filter_options
-@_dry_run_option
+@ids_argument
+@filter_options
+@place_options
+@dry_run_option
 @click.option("--rate", metavar="N/s", help="So many at most, evenly spaced: 10/s, 600/m, 2000/h.")
 @click.option("--to-queue", metavar="NAME", help="Put them into this queue instead of the one they came from.")
 @click.option("--max-replays", metavar="N", type=int, default=3, show_default=True, help="Skip what has been replayed so often before.")
 @click.option("--canary", is_flag=True, help="First one letter, then 1 %, then all; stop when they die again.")
 @click.option("--canary-wait", metavar="SECONDS", type=float, help="Watch the canaries so long at most: 30 unless told.")
 @edit_options
+@acting_options
 @json_option
 def replay(
     ids: tuple[str, ...],
+    queued: bool,
+    archived: bool,
+    by: str | None,
+    why: str,
     dry_run: bool,
     rate: str | None,
     to_queue: str | None,
@@ -173,7 +165,7 @@ def replay(
     """
     if canary_wait is not None and not canary:
         raise GuardrailsConfigError("--canary-wait: only together with --canary is allowed")
-    service = _service()
+    service = service_of(queued=queued, archived=archived, by=by, why=why)
     where, pace = Filter.parse(now=service.now(), **options), parse_rate(rate)
     change = chosen_edit(service, ids, edit=edit, sets=sets, args_text=args_text, kwargs_text=kwargs_text, force=force)
     with _progress_bar("replaying", hidden=as_json or dry_run) as on_progress, stop_between_letters() as should_stop:
@@ -200,25 +192,42 @@ def replay(
 
 
 @dead_letters.command("discard", cls=Command)
-@_ids_argument
-@_filter_options
-@_dry_run_option
+@ids_argument
+@filter_options
+@place_options
+@dry_run_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@acting_options
 @json_option
-def discard(ids: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool, **options: Any) -> None:
-    """Remove dead letters for good, after asking. Without IDs and options: all of them."""
-    service = _service()
-    where = Filter.parse(now=service.now(), **options)
+def discard(
+    ids: tuple[str, ...],
+    queued: bool,
+    archived: bool,
+    dry_run: bool,
+    yes: bool,
+    by: str | None,
+    why: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Set dead letters aside, after asking. Without IDs and options: all of them.
+
+    Where there is an archive, they go there, and `restore` takes it back. Without one they are removed for good.
+    """
+    service = service_of(queued=queued, archived=archived, by=by, why=why, needs_archive=True)
+    where, soft = Filter.parse(now=service.now(), **options), isinstance(service, Everywhere)
     if not (yes or dry_run):
         number = service.discard(where, ids=ids, dry_run=True).total
         if number:
-            click.confirm(f"Discard {letters_text(number)} for good?", abort=True, err=True)
+            click.confirm(f"Discard {letters_text(number)}{'' if soft else ' for good'}?", abort=True, err=True)
     with _progress_bar("discarding", hidden=as_json or dry_run) as on_progress, stop_between_letters() as should_stop:
         report = service.discard(where, ids=ids, dry_run=dry_run, on_progress=on_progress, should_stop=should_stop)
     if as_json:
         echo_json(report_data(report))
     else:
         click.echo(f"{'would discard' if dry_run else 'discarded'} {report.discarded} of {letters_text(report.total)}")
+        if soft and report.discarded and not dry_run:
+            click.echo("  `restore` takes it back until retention deletes them")
         _echo_failures(report)
     _leave(report)
 
@@ -226,11 +235,14 @@ def discard(ids: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool, **opt
 # -- output -------------------------------------------------------------------------------------------------------
 
 
-def _echo_table(titles: tuple[str, ...], rows: Iterator[tuple[Any, ...]], service: DeadLetters, options: Mapping[str, Any]) -> None:
+def _echo_table(
+    titles: tuple[str, ...], rows: Iterator[tuple[Any, ...]], service: DeadLetters | Everywhere, options: Mapping[str, Any]
+) -> None:
     first = next(rows, None)
     if first is None:
         looked = ", ".join(map(printable, service.queues(options["queue"]).values()))
-        click.echo(f"no dead letters{' that match' if any(options.values()) else ''} in {looked}", err=True)
+        both = " or in the archive" if isinstance(service, Everywhere) else ""
+        click.echo(f"no dead letters{' that match' if any(options.values()) else ''} in {looked}{both}", err=True)
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in table(titles, chain([first], rows), width=width):

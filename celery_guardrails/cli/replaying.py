@@ -19,6 +19,7 @@ from ..errors import GuardrailsConfigError
 from .base import options_of
 
 if TYPE_CHECKING:
+    from ..dead_letters.archive import Everywhere
     from ..dead_letters.service import DeadLetters
 
 __all__ = ["Speed", "chosen_edit", "edit_options", "stop_between_letters"]
@@ -36,7 +37,7 @@ edit_options = options_of(
 
 
 def chosen_edit(
-    service: DeadLetters,
+    service: DeadLetters | Everywhere,
     ids: tuple[str, ...],
     *,
     edit: bool,

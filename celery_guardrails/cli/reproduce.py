@@ -11,6 +11,7 @@ import click
 
 from ..dead_letters.reproduce import reproduction
 from .base import Command, rails
+from .letter_options import service_of
 
 __all__ = ["reproduce"]
 
@@ -26,7 +27,7 @@ def reproduce(identifier: str, output: str | None, redact: bool) -> None:
     the file may hold personal data.
     """
     found = rails()
-    text = reproduction(found.dead_letters.show(identifier), app=_importable(found.app), redact=redact)
+    text = reproduction(service_of().show(identifier), app=_importable(found.app), redact=redact)
     if output is None:
         click.echo(text, nl=False)
         return

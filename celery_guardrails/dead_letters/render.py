@@ -138,6 +138,8 @@ def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
         "routing_key": certificate.routing_key,
         "content_type": letter.message.content_type,
         "size": letter.size,
+        "place": letter.place,
+        "state": letter.state,
     }
     if not full:
         return data

@@ -24,7 +24,7 @@ from tests.support.dead_letters import Kit, task_message
 
 LETTER_FIELDS = set(
     "id task task_id key reason error message fingerprint attempts crashes replays first_seen last_seen worker queue dead_letter_queue "
-    "exchange routing_key content_type size".split()
+    "exchange routing_key content_type size place state".split()
 )
 
 
@@ -120,7 +120,7 @@ def test_list_is_a_table_with_a_line_for_each_letter(shop):
     message = shop.bury(task_message("shop.charge", key="charge:7"))
     shop.bury(queue="mail")
     lines = shop.letters("list").stdout.splitlines()
-    assert lines[0].split() == ["ID", "DIED", "QUEUE", "REASON", "TASK", "REPLAYS", "KEY", "ERROR"]
+    assert lines[0].split() == ["ID", "DIED", "IN", "QUEUE", "REASON", "TASK", "REPLAYS", "KEY", "ERROR"]
     assert len(lines) == 3
     for part in (message.headers["id"][:8], "2030-03-17T15:00:00.000Z", "exhausted", "shop.charge", "charge:7", "gateway away"):
         assert part in lines[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ from django.db import DatabaseError, InterfaceError, connections, router, transa
 from django.db.models import Count, Max, Min, Q
 from django.db.models.functions import TruncHour
 
-from celery_guardrails.dead_letters.archive.table import GROUP, LETTER_TABLE, MOMENTS, Entry, GroupCount, State
+from celery_guardrails.dead_letters.archive.table import GROUP, LETTER_TABLE, MOMENTS, Entry, GroupCount, State, regex_of
 from celery_guardrails.dead_letters.filters import Filter
 
 from .moments import moment_of, unix_of
@@ -94,9 +93,9 @@ class DjangoTable:
         if where.queue is not None:
             found &= Q(queue=where.queue) | Q(dead_letter_queue=where.queue)
         if where.task is not None:
-            found &= Q(task__regex=f"^{_pattern(where.task)}$")
+            found &= Q(task__regex=f"^{regex_of(where.task)}$")
         if where.error is not None:
-            found &= Q(error__regex=rf"^(.*\.)?{_pattern(where.error)}$")
+            found &= Q(error__regex=rf"^(.*\.)?{regex_of(where.error)}$")
         if where.fingerprint is not None:
             found &= Q(fingerprint__startswith=where.fingerprint)
         equal = {"reason": where.reason, "key": where.key}
@@ -235,7 +234,10 @@ class DjangoTable:
         rows = self._entry.objects.using(self.using).filter(pk=name)
         rows.update(after=entry.after, letters=entry.letters, outcome=entry.outcome)
 
-
-def _pattern(text: str) -> str:
-    """Return a text with ``*`` and ``?`` in it as a regular expression that every database reads."""
-    return "".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in text)
+    def trail(self, limit: int) -> Sequence[Entry]:
+        """See the port."""
+        rows = self._entry.objects.using(self.using).order_by("-pk")[:limit]
+        return [
+            Entry(unix_of(row.at) or 0.0, row.who, row.action, row.selection, row.why, row.before, row.after, row.letters, row.outcome)
+            for row in rows
+        ]

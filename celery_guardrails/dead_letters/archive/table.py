@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +10,20 @@ from typing import Any, Protocol
 
 from ..filters import Filter
 
-__all__ = ["AUDIT_TABLE", "GROUP", "LETTER_TABLE", "MOMENTS", "Action", "Entry", "GroupCount", "LetterTable", "Row", "Selection", "State"]
+__all__ = [
+    "AUDIT_TABLE",
+    "GROUP",
+    "LETTER_TABLE",
+    "MOMENTS",
+    "Action",
+    "Entry",
+    "GroupCount",
+    "LetterTable",
+    "Row",
+    "Selection",
+    "State",
+    "regex_of",
+]
 
 LETTER_TABLE = "guardrails_letter"
 AUDIT_TABLE = "guardrails_audit"
@@ -217,3 +231,11 @@ class LetterTable(Protocol):
 
     def finish(self, name: Any, entry: Entry) -> None:
         """Write down how it ended: ``after``, ``letters`` and ``outcome``."""
+
+    def trail(self, limit: int) -> Sequence[Entry]:
+        """Return so many entries, the newest first."""
+
+
+def regex_of(text: str) -> str:
+    """Return a text with ``*`` and ``?`` in it as a regular expression that every database reads."""
+    return "".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in text)

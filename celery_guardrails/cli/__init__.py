@@ -28,7 +28,7 @@ def guardrails(**_preload_options: Any) -> None:
     """Dead letters, idempotency keys, resources, and what becomes of an error."""
 
 
-for _letter_command in (archiving.archive, archiving.restore, letter_files.export, letter_files.import_, reproduce):
+for _letter_command in (archiving.archive, archiving.restore, archiving.trail, letter_files.export, letter_files.import_, reproduce):
     dead_letters.add_command(_letter_command)
 for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify, alert_test):
     guardrails.add_command(_command)

@@ -1,4 +1,4 @@
-"""``dead-letters archive`` and ``restore``: into the archive, and out of its bin."""
+"""``dead-letters archive``, ``restore`` and ``trail``: what only an archive can do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from ..dead_letters.filters import Filter
-from ..dead_letters.render import letters_text, printable
+from ..dead_letters.render import letters_text, moment, printable, table
 from ..errors import GuardrailsConfigError
-from .base import Command, echo_json, json_option, rails
+from .base import Command, echo_array, echo_json, json_option, rails
 from .letter_options import NO_ARCHIVE, acting_options, dry_run_option, filter_options, ids_argument, with_archive
 
-__all__ = ["archive", "restore"]
+__all__ = ["archive", "restore", "trail"]
 
 
 @click.command("restore", cls=Command)
@@ -90,6 +90,32 @@ def archive(
         _tell(report)
     if not report.clean:
         click.get_current_context().exit(1)
+
+
+@click.command("trail", cls=Command)
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), default=50, show_default=True, help="So many at most, the newest first.")
+@json_option
+def trail(limit: int, as_json: bool) -> None:
+    """Show who did what to which letters, why, and how many there were before and after.
+
+    An entry is written before anything is done: of a run that was killed it has no number after.
+    """
+    archive = rails().archive
+    if archive is None:
+        raise GuardrailsConfigError(NO_ARCHIVE)
+    entries = archive.table.trail(limit)
+    if as_json:
+        echo_array({**vars(entry), "at": moment(entry.at)} for entry in entries)
+        return
+    if not entries:
+        click.echo("nobody has done anything yet", err=True)
+        return
+    rows = (
+        (moment(entry.at), entry.who, entry.action, entry.letters, entry.before, entry.after, entry.why, entry.selection)
+        for entry in entries
+    )
+    for line in table(("AT", "WHO", "WHAT", "LETTERS", "BEFORE", "AFTER", "WHY", "WHICH"), rows):
+        click.echo(line)
 
 
 def _tell(report: Any) -> None:

@@ -47,6 +47,7 @@ _CONSUMER_STEPS = (
     "celery_guardrails.worker.renewal:Renewal",
     "celery_guardrails.worker.pausing:Pausing",
     "celery_guardrails.worker.pruning:Pruning",
+    "celery_guardrails.worker.archiving:Archiving",
     "celery_guardrails.worker.lost_children:LostChildren",
     "celery_guardrails.worker.delayed:DelayedPump",
 )
@@ -153,6 +154,11 @@ class Guardrails:
             "guardrails_store is not set and neither broker_url nor result_backend is a Redis to use instead: "
             "set guardrails_store, for instance to 'redis://localhost:6379/1'"
         )
+
+    @property
+    def archive_url(self) -> str | None:
+        """The URL of the archive of dead letters: the setting, or with Django's app its database; None where there is none."""
+        return self.settings.archive or self.fallback_archive
 
     # -- parts, one set a process -----------------------------------------------------------------------------
 

@@ -100,10 +100,9 @@ class Parts:
         from ..dead_letters.decoder import KombuDecoder
 
         rails = self._rails
-        url = rails.settings.archive or rails.fallback_archive
-        if url is None:
+        if rails.archive_url is None:
             return None
-        table = open_table(url)
+        table = open_table(rails.archive_url)
         if not table.ready():
             if rails.settings.archive is None:
                 return None

@@ -43,6 +43,15 @@ class Background:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the present round is the last one."""
+        return self._stop.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait within a round, but not longer than until :meth:`stop`."""
+        self._stop.wait(seconds)
+
     def _run(self) -> None:
         last = ""
         while not self._stop.is_set():

@@ -35,6 +35,12 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("delay_queue_type", "stream"),
         ("http", "nowhere"),
         ("namespace", ""),
+        ("archive", "postgres"),
+        ("archive_seconds", 0.5),
+        ("archive_seconds", True),
+        ("archive_keep_days", 0),
+        ("archive_keep_count", -1),
+        ("archive_keep_count", 1.5),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(name: str, value: object) -> None:

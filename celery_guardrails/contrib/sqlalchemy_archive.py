@@ -269,9 +269,10 @@ class SQLAlchemyTable:
         """See the port."""
         return {row[0]: row[1] for row in self._ask(sa.select(_c[column], sa.func.count(_c.id)).where(rows.clause).group_by(_c[column]))}
 
-    def uncertain(self, dead_letter_queue: str) -> Sequence[str]:
+    def uncertain(self, dead_letter_queue: str, *, before: float | None = None) -> Sequence[str]:
         """See the port."""
         found = sa.select(_c.letter_id).where(_c.dead_letter_queue == dead_letter_queue, _c.taken_at.is_(None))
+        found = found if before is None else found.where(_c.archived_at < before)
         return [name for (name,) in self._ask(found)]
 
     def groups(self, rows: Rows, *, limit: int | None) -> Sequence[GroupCount]:

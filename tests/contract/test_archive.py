@@ -182,6 +182,30 @@ def test_a_letter_replayed_from_the_table_before_it_was_taken_is_only_taken(desk
     assert desk.kit.broker.depth("celery") == 1
 
 
+def test_a_letter_that_was_taken_by_a_run_that_could_not_say_so_is_settled_by_one_that_does_not_find_it(desk: Desk) -> None:
+    original = desk.kit.bury()
+
+    def die(point: str) -> None:
+        if point == "after take":
+            raise Killed
+
+    desk.kit.broker._on_operation = die
+    with pytest.raises(Killed):
+        desk.run()
+    desk.kit.broker._on_operation = lambda point: None
+    desk.archive.discard(desk.archive.rows(), who="me")
+    desk.kit.bury(task_message("other"))
+    desk.run()
+    assert desk.table.uncertain("celery.dead") == [desk.rows[0].letter_id]  # another operator may hold it
+    desk.kit.clock.advance(2 * DAY)
+    desk.kit.bury(task_message("other"))
+    desk.run()
+    assert desk.table.uncertain("celery.dead") == []
+    desk.kit.bury(original)  # so this is a new one
+    desk.run()
+    assert desk.rows[0].state == "waiting"
+
+
 def test_a_copy_that_comes_after_its_letter_was_discarded_waits_again(desk: Desk) -> None:
     original = desk.kit.bury()
     desk.run()

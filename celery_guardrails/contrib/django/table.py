@@ -130,9 +130,11 @@ class DjangoTable:
         """See the port."""
         return Counter({each[column]: each["number"] for each in rows.order_by().values(column).annotate(number=Count("pk"))})
 
-    def uncertain(self, dead_letter_queue: str) -> Sequence[str]:
+    def uncertain(self, dead_letter_queue: str, *, before: float | None = None) -> Sequence[str]:
         """See the port."""
-        return list(self._letters.filter(dead_letter_queue=dead_letter_queue, taken_at=None).values_list("letter_id", flat=True))
+        rows = self._letters.filter(dead_letter_queue=dead_letter_queue, taken_at=None)
+        rows = rows if before is None else rows.filter(archived_at__lt=moment_of(before))
+        return list(rows.values_list("letter_id", flat=True))
 
     def groups(self, rows: Any, *, limit: int | None) -> Sequence[GroupCount]:
         """See the port."""

@@ -25,6 +25,8 @@ __all__ = ["ELSEWHERE", "ArchiveReport", "Archiver", "Limits", "closed_after", "
 #: The letter keeps its row all the same, and waits there: Redis says the same of one that was taken while its answer was lost.
 ELSEWHERE = "somebody else took it out of the dead letter queue while it was being archived: it may have been replayed"
 _AGAIN = "the same message came to the dead letter queue again"
+#: Seconds after which a letter that lay in its queue would have been seen there: no operator holds one for so long.
+_SURELY_SEEN = 86400.0
 _Found = list[tuple[QueuedLetter, DeadLetter]]
 
 
@@ -223,10 +225,13 @@ class Archiver:
         on_batch: OnBatch | None,
     ) -> None:
         names = Names()
+        gone = set(self._table.uncertain(dead_letter_queue, before=self._clock.now() - _SURELY_SEEN))
 
         def read(queued: QueuedLetter) -> DeadLetter:
             letter = read_letter(queued.message, queue=queue, dead_letter_queue=dead_letter_queue, decoder=self._decoder)
-            return replace(letter, id=names.unique(letter.id))
+            letter = replace(letter, id=names.unique(letter.id))
+            gone.discard(letter.id)
+            return letter
 
         with closed_after(self._broker.browse(dead_letter_queue)) as browsing:
             found = islice(browsing, depth)  # what comes in meanwhile is of the next run
@@ -240,6 +245,8 @@ class Archiver:
                 self._take(dead_letter_queue, [(queued, letter) for queued, letter in letters if letter.id in kept], kept, report)
                 if on_batch is not None:
                     on_batch(report)
+        if gone:  # an earlier run was killed between taking them and saying so
+            self._table.taken(dead_letter_queue, list(gone), [], note=ELSEWHERE, now=self._clock.now())
 
     # -- into the database ------------------------------------------------------------------------------------
 

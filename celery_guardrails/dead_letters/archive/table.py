@@ -174,8 +174,13 @@ class LetterTable(Protocol):
     def queues(self, rows: Selection, column: str) -> Mapping[str, int]:
         """Return how many there are by ``"queue"`` or ``"dead_letter_queue"``."""
 
-    def uncertain(self, dead_letter_queue: str) -> Sequence[str]:
-        """Return the identifiers of letters of a queue that may still lie there, whatever their state: nobody has seen them taken."""
+    def uncertain(self, dead_letter_queue: str, *, before: float | None = None) -> Sequence[str]:
+        """Return the identifiers of letters of a queue that may still lie there, whatever their state: nobody has seen them taken.
+
+        Args:
+            dead_letter_queue: name.
+            before: only those archived before this unix time in seconds.
+        """
 
     def groups(self, rows: Selection, *, limit: int | None) -> Sequence[GroupCount]:
         """Return the groups, the largest first."""

@@ -106,5 +106,7 @@ class Parts:
         if not table.ready():
             if rails.settings.archive is None:
                 return None
-            raise GuardrailsConfigError(f"guardrails_archive = {table.name!r}: its tables are not there: run `python manage.py migrate`")
+            alias = table.name.partition("://")[2]
+            database = "" if alias == "default" else f" --database {alias}"
+            raise GuardrailsConfigError(f"guardrails_archive = {table.name!r}: no tables: run `python manage.py migrate{database}`")
         return Archive(table, self.broker, self.store, clock=rails.clock, decoder=KombuDecoder(rails.app.conf.accept_content))

@@ -97,5 +97,6 @@ def test_the_command_has_help_exit_codes_and_says_what_it_did(project: Project, 
     assert "Usage: manage.py archive_dead_letters [OPTIONS]" in project.manage("archive_dead_letters", "--help").stdout
     assert "--batch" in project.manage("archive_dead_letters", "--batch", "0", code=2).stderr
     assert "archived 0 dead letters" in project.manage("archive_dead_letters", "--keep-days", "30").stdout
+    assert "restored 0 dead letters" in project.manage("guardrails", "dead-letters", "restore", "--yes").stdout
     done = project.manage("archive_dead_letters", code=1, SHOP_BROKER_URL="redis://127.0.0.1:1/0")
     assert len(done.stderr.splitlines()) == 1

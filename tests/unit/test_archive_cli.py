@@ -146,7 +146,9 @@ def test_show_finds_a_letter_wherever_it_is(office: Office) -> None:
     assert office.json("show", "a1")["state"] == "waiting"
 
 
-def test_a_letter_whose_archiving_was_cut_off_is_shown_once(office: Office) -> None:
+def cut_off(office: Office) -> None:
+    """Let an archiving run be killed between its insert and its first take."""
+
     def die(point: str) -> None:
         if point == "before take":
             raise Killed
@@ -156,12 +158,24 @@ def test_a_letter_whose_archiving_was_cut_off_is_shown_once(office: Office) -> N
         office.run()
     office.live_on()
     assert office.queued() == ["q1", "q2"]
+
+
+def test_a_letter_whose_archiving_was_cut_off_is_there_once(office: Office) -> None:
+    cut_off(office)
     assert [name for name, _, _ in office.listed()] == ["a1", "a2", "q1", "q2"]
+    assert [group["count"] for group in office.json("groups")] == [4]
     assert office.json("replay")["replayed"] == 4
     assert office.listed() == []
     assert Counter(office.live()) == Counter(["a1", "a2", "q1", "q2"])
     office.run()  # the next run takes the copies away
     assert (office.queued(), office.states()) == ([], {"replayed": 4})
+
+
+def test_a_letter_whose_archiving_was_cut_off_is_discarded_once(office: Office) -> None:
+    cut_off(office)
+    report = office.json("discard", "--yes")
+    assert (report["total"], report["discarded"]) == (4, 4)
+    assert (office.listed(), office.queued(), office.states()) == ([], [], {"discarded": 4})
 
 
 # -- replay ---------------------------------------------------------------------------------------------------------

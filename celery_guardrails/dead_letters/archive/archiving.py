@@ -37,6 +37,7 @@ class ArchiveReport:
     Args:
         archived: letters moved (that would be moved, in a dry run).
         known: of them those that were in the table already: an earlier run was killed before it could take them out.
+        copies: of those the ones that no run had seen taken, and whose row stays as it was.
         elsewhere: letters that have a row, with a note, and that somebody else took out of the queue in the meantime.
         failed: letters that are still in the queue.
         failures: the first of them.
@@ -48,6 +49,7 @@ class ArchiveReport:
 
     archived: int = 0
     known: int = 0
+    copies: int = 0
     elsewhere: int = 0
     failed: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -304,7 +306,9 @@ class Archiver:
                     took.append(letter.id)
         finally:
             report.archived += len(took)
-            report.known += sum(kept[identifier] is not None for identifier in took)
+            known = [row for identifier in took if (row := kept[identifier]) is not None]
+            report.known += len(known)
+            report.copies += sum(row.taken_at is None and not self._changes(row) for row in known)
             report.elsewhere += len(elsewhere)
             report.queues[dead_letter_queue] += len(took)
         if took or elsewhere:

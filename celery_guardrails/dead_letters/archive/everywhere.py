@@ -252,8 +252,9 @@ class Everywhere:
                 raise Halt("interrupted")
 
         archiver.run(self._queues.queues(where.queue), report, where=left, chosen=run, on_batch=on_batch)
-        run.done += report.archived
-        run.total += report.archived + report.elsewhere + report.failed
+        done = report.archived - report.copies  # a copy's row was discarded, and counted, already
+        run.done += done
+        run.total += done + report.elsewhere + report.failed
         run.failed += report.failed
         run.failures += report.failures
         run.stopped = report.stopped

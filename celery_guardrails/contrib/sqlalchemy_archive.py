@@ -103,7 +103,8 @@ letter_table = sa.Table(
     _text("certificate"),
     sa.UniqueConstraint("dead_letter_queue", "letter_id", name="guardrails_letter_once"),
     sa.Index("guardrails_letter_group", "fingerprint", "died_at"),
-    sa.Index("guardrails_letter_state", "state", "archived_at"),
+    sa.Index("guardrails_letter_state", "state", "id"),
+    sa.Index("guardrails_letter_age", "archived_at"),
     sa.Index("guardrails_letter_task", "task_id"),
     **_OPTIONS,
 )

@@ -85,7 +85,7 @@ class Everywhere:
         self._state = state
         self._template = template
 
-    def _over(self, where: Filter = Filter(), ids: Sequence[str] = (), *, moving: bool = False) -> DeadLetters:  # noqa: B008 - frozen
+    def _over(self, where: Filter = Filter(), ids: Sequence[str] = ()) -> DeadLetters:  # noqa: B008 - frozen
         narrow = Places(
             self._broker,
             self._archive,
@@ -94,7 +94,6 @@ class Everywhere:
             state=self._state,
             queued=self._queued,
             archived=self._archived,
-            moving=moving,
             template=self._template,
         )
         return self._queues.over(narrow, whole=Places(self._broker, self._archive, template=self._template))
@@ -172,7 +171,7 @@ class Everywhere:
     ) -> ReplayReport:
         """See there. A letter of the archive is published in the transaction that marks it as replayed."""
         ids = tuple(ids)
-        service = self._over(where, ids, moving=not dry_run)
+        service = self._over(where, ids)
         if dry_run:
             return service.replay(where, ids=ids, dry_run=True, canary=canary, **options)
         before = service.count(where)

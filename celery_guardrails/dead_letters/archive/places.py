@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...errors import DeadLetterError, PublishFailed
+from ...errors import DeadLetterError
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import RawMessage
-from ...ports import Broker, QueuedLetter
+from ...ports import Broker, Move, Moved, QueuedLetter
 from ..filters import Filter
 from ..letter import read_letter
 from .archive import Archive
@@ -40,7 +40,6 @@ class Places(Broker):
         state: of the letters of the archive; None for all.
         queued: the broker's letters, too.
         archived: the archive's letters, too.
-        moving: letters are moved, so one of the archive that somebody else has moved meanwhile is passed over.
         template: ``guardrails_dead_letter_queue``.
     """
 
@@ -54,7 +53,6 @@ class Places(Broker):
         state: str | None = State.WAITING,
         queued: bool = True,
         archived: bool = True,
-        moving: bool = False,
         template: str = "{queue}.dead",
     ) -> None:
         self._broker = broker
@@ -65,10 +63,7 @@ class Places(Broker):
         self._state = state
         self._queued = queued
         self._archived = archived
-        self._moving = moving
         self._template = template
-        #: Letter of the archive that was handed out last, and whether it is marked as replayed.
-        self._in_hand: tuple[int, bool] | None = None
 
     # -- where --------------------------------------------------------------------------------------------------
 
@@ -94,32 +89,20 @@ class Places(Broker):
         found = self._broker.depth(queue) if self._queued else 0
         return found + (self._table.count(self._rows(queue)) if self._archived else 0)
 
-    def browse(self, queue: str) -> Iterator[QueuedLetter]:
+    def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the letters of the archive, the ones archived first first, and then the broker's."""
         if self._archived:
             yield from self._browse_archive(queue)
         if self._queued:
             uncertain = frozenset(self._table.uncertain(queue))
-            with closed_after(self._broker.browse(queue)) as found:
+            with closed_after(self._broker.browse(queue, ahead=ahead)) as found:
                 for queued in found:
                     if not (uncertain and self._is_one_of(uncertain, queued, queue)):
                         yield queued
 
     def _browse_archive(self, queue: str) -> Iterator[QueuedLetter]:
-        try:
-            for row in self._archive.each(self._rows(queue)):
-                if not self._moving or self._still(row.pk):
-                    self._in_hand = (row.pk, False)
-                    yield QueuedLetter(message_of(row), _Archived(row.pk), (row.letter_id, row.state))
-        finally:
-            self._in_hand = None
-
-    def _still(self, pk: int) -> bool:
-        waiting = self._table.only(self._table.up_to(self._rows_of_all(), pk), State.WAITING)
-        return bool(self._table.chunk(waiting, limit=1, beyond=pk - 1))
-
-    def _rows_of_all(self) -> Selection:
-        return self._table.select(Filter(), ids=(), state=None)
+        for row in self._archive.each(self._rows(queue)):
+            yield QueuedLetter(message_of(row), _Archived(row.pk), (row.letter_id, row.state))
 
     def _is_one_of(self, uncertain: frozenset[str], queued: QueuedLetter, dead_letter_queue: str) -> bool:
         queue = self._queue_of(dead_letter_queue)
@@ -127,34 +110,44 @@ class Places(Broker):
 
     # -- moving -------------------------------------------------------------------------------------------------
 
-    def send(self, message: RawMessage, queue: str) -> None:
-        """Publish a message; the letter of the archive that is in hand is marked as replayed in the same transaction.
+    @property
+    def move_limit(self) -> int:  # type: ignore[override]
+        """See the port."""
+        return self._broker.move_limit
 
-        Raises:
-            PublishFailed: as for every broker; or somebody else has moved the letter in hand.
-        """
-        if self._in_hand is None:
-            self._broker.send(message, queue)
-            return
-        pk, _ = self._in_hand
-        with self._table.atomic():
-            if not self._table.mark(pk, old=State.WAITING, new=State.REPLAYED, now=self._archive.clock.now()):
-                raise PublishFailed("somebody else has replayed or discarded it")
-            self._broker.send(message, queue)
-        self._in_hand = (pk, True)
+    def move(self, moves: Sequence[Move]) -> list[Moved]:
+        """Publish messages and take their letters; one of the archive is marked as replayed in the transaction that it is published in."""
+        queued = [move for move in moves if not isinstance(move.letter.handle, _Archived)]
+        moved = iter(self._broker.move(queued) if queued else ())
+        return [self._move(move, move.letter.handle.pk) if isinstance(move.letter.handle, _Archived) else next(moved) for move in moves]
+
+    def _move(self, move: Move, pk: int) -> Moved:
+        sent = False
+        try:
+            with self._table.atomic():
+                if not self._table.mark(pk, old=State.WAITING, new=State.REPLAYED, now=self._archive.clock.now()):
+                    return Moved(False, True)  # somebody else has replayed or discarded it
+                self._broker.send(move.message, move.queue)
+                sent = True
+        except Exception as exc:  # noqa: BLE001 - broker and database raise what they like; the letter is told by name
+            return Moved(sent, False, exc)
+        return Moved(True, True)
 
     def take(self, letter: QueuedLetter) -> None:
-        """Take a letter out: one of the archive was marked when it was sent.
+        """Take a letter out of the broker.
 
         Raises:
-            DeadLetterError: it is gone already.
+            DeadLetterError: it is gone already, or it is one of the archive, where letters are marked and never taken.
         """
-        if not isinstance(letter.handle, _Archived):
-            self._broker.take(letter)
-        elif self._in_hand != (letter.handle.pk, True):
+        if isinstance(letter.handle, _Archived):
             raise DeadLetterError("a letter of the archive stays there: it was not sent")
+        self._broker.take(letter)
 
     # -- the broker's own -----------------------------------------------------------------------------------------
+
+    def send(self, message: RawMessage, queue: str) -> None:
+        """See the port."""
+        self._broker.send(message, queue)
 
     def delay(self, message: RawMessage, queue: str, seconds: float) -> None:
         """See the port."""

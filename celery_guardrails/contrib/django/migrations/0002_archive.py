@@ -61,7 +61,8 @@ class Migration(migrations.Migration):
                 "default_permissions": ("view",),
                 "indexes": [
                     models.Index(fields=["fingerprint", "died_at"], name="guardrails_letter_group"),
-                    models.Index(fields=["state", "archived_at"], name="guardrails_letter_state"),
+                    models.Index(fields=["state", "id"], name="guardrails_letter_state"),
+                    models.Index(fields=["archived_at"], name="guardrails_letter_age"),
                     models.Index(fields=["task_id"], name="guardrails_letter_task"),
                 ],
                 "constraints": [models.UniqueConstraint(fields=("dead_letter_queue", "letter_id"), name="guardrails_letter_once")],

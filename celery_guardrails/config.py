@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,6 +38,7 @@ class Settings:
         archive_seconds: seconds after which workers archive dead letters again, or None: they do not.
         archive_keep_days: workers delete letters that were replayed or discarded, and archived so many days ago, or None.
         archive_keep_count: of those they keep so many, or None.
+        redact: what is hidden of dead letters beside secrets: names, or a callable or its dotted path; None for nothing.
     """
 
     store: str | None = None
@@ -58,6 +59,7 @@ class Settings:
     archive_seconds: float | None = None
     archive_keep_days: float | None = None
     archive_keep_count: int | None = None
+    redact: Sequence[str] | str | Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         for name, (allowed, test) in _RULES.items():
@@ -95,6 +97,11 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _dotted(text: str) -> bool:
+    parts = text.replace(":", ".").split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "store": ("None or a store URL", lambda v: v is None or (_text(v) and "://" in v)),
     "namespace": ("None or a text that is not empty", lambda v: v is None or _text(v)),
@@ -119,5 +126,9 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "archive_keep_count": (
         "None or a whole number of at least 0",
         lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+    ),
+    "redact": (
+        "None, a list of names, or a callable or its dotted path ('shop.privacy.redact')",
+        lambda v: v is None or callable(v) or (_text(v) and _dotted(v)) or (isinstance(v, (list, tuple)) and all(map(_text, v))),
     ),
 }

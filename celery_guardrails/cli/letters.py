@@ -74,7 +74,7 @@ def list_(as_json: bool, queued: bool, archived: bool, state: str, **options: An
             letter.task,
             letter.replays,
             letter.key,
-            f"{letter.certificate.error}: {letter.certificate.message}".strip(": ").partition("\n")[0],
+            f"{letter.certificate.error}: {letter.shown_message}".strip(": ").partition("\n")[0],
         )
         for letter in letters
     )

@@ -6,7 +6,7 @@ release, see Google's SRE Workbook, chapter 16.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +16,14 @@ from ..ports import Clock
 from .halt import Halt
 from .letter import DeadLetter
 
-__all__ = ["Canary", "CanaryReport", "DeathWatch", "Stage"]
+__all__ = ["STAGES", "Canary", "CanaryReport", "DeathWatch", "Stage", "failing", "relapse", "sizes"]
 
 #: Seconds between two looks at the store, at first and at most.
 _PAUSE, _PAUSE_LIMIT = 0.1, 1.0
 #: Seconds after which the dead letter queue is looked through for the first time, if not all is well by then.
 _FIRST_LOOK = 1.0
-_NAMES = ("one letter", "1 %", "all")
+#: Names of the stages.
+STAGES = ("one letter", "1 %", "all")
 
 
 class DeathWatch(Protocol):
@@ -112,7 +113,7 @@ class Canary:
         self._watch = watch
         self._clock = clock
         self._stop = stop
-        self._sizes = (1, -(-chosen // 100), chosen)
+        self._sizes = sizes(chosen)
         self._started = clock.now()
         self._done: list[Stage] = []
         self._fingerprints: set[str] = set()
@@ -191,7 +192,7 @@ class Canary:
     def _stage(self) -> Stage:
         unheard = 0 if self.last else max(0, len(self._pending) - self._failed)
         size = self._sizes[self._number] if not self.last else max(0, self._chosen - self._moved + self._replayed)
-        return Stage(_NAMES[self._number], size, self._replayed, self._completed, self._failed, unheard, round(self._seconds, 3))
+        return Stage(STAGES[self._number], size, self._replayed, self._completed, self._failed, unheard, round(self._seconds, 3))
 
     def _judge(self) -> None:
         began = self._clock.now()
@@ -253,13 +254,10 @@ class Canary:
         try:
             for letter in letters:
                 seen += 1
-                error = f"{letter.reason}: {letter.certificate.error}: {letter.certificate.message}"
-                if letter.replays > replays.get(letter.task_id, letter.replays):
-                    self._failed = 1
-                    self._halt(f"{letter.task or 'the task'} [{letter.task_id}] is dead again, letter {letter.id} ({error})")
-                died_at = letter.died_at
-                if letter.certificate.fingerprint in self._fingerprints and died_at is not None and died_at > self._started:
-                    self._halt(f"the error {letter.certificate.fingerprint} is back, letter {letter.id} ({error})")
+                why = relapse(letter, replays, self._fingerprints, self._started)
+                if why:
+                    self._failed = int(letter.replays > replays.get(letter.task_id, letter.replays))
+                    self._halt(why)
         finally:
             close = getattr(letters, "close", None)
             if close is not None:
@@ -268,12 +266,46 @@ class Canary:
 
     def _refuse_failing(self) -> None:
         for bird in self._pending:
-            record = self._record(bird.key)
-            if record is not None and (record.attempts or record.crashes):
+            why = failing(bird.task_id, self._record(bird.key))
+            if why:
                 self._failed = 1
-                how = f"{record.attempts} attempts, {record.crashes} crashes"
-                self._halt(f"the task [{bird.task_id}] has failed again ({how}) and waits for its retry")
+                self._halt(why)
 
     def _halt(self, why: str) -> None:
         self._why = why
-        raise Halt(f"the canary stopped it at the stage {_NAMES[self._number]!r}: {why}")
+        raise Halt(f"the canary stopped it at the stage {STAGES[self._number]!r}: {why}")
+
+
+def sizes(chosen: int) -> tuple[int, int, int]:
+    """Return how many letters each stage may let go, of so many."""
+    return 1, -(-chosen // 100), chosen
+
+
+def relapse(letter: DeadLetter, replays: Mapping[str, int], fingerprints: Container[str], since: float) -> str:
+    """Return why a letter stops a canary, or "".
+
+    Args:
+        letter: found in a dead letter queue, or in an archive.
+        replays: of the canaries: how often each had been replayed before, by task id.
+        fingerprints: of the errors that they had died of.
+        since: unix time in seconds of the start.
+    """
+    error = f"{letter.reason}: {letter.certificate.error}: {letter.shown_message}"
+    if letter.replays > replays.get(letter.task_id, letter.replays):
+        return f"{letter.task or 'the task'} [{letter.task_id}] is dead again, letter {letter.id} ({error})"
+    died_at = letter.died_at
+    if letter.certificate.fingerprint in fingerprints and died_at is not None and died_at > since:
+        return f"the error {letter.certificate.fingerprint} is back, letter {letter.id} ({error})"
+    return ""
+
+
+def failing(task_id: str, record: Record | None) -> str:
+    """Return what is said of a canary that has failed and waits for its retry, or "".
+
+    Args:
+        task_id: of the canary.
+        record: of its key; it has not completed.
+    """
+    if record is None or not (record.attempts or record.crashes):
+        return ""
+    return f"the task [{task_id}] has failed again ({record.attempts} attempts, {record.crashes} crashes) and waits for its retry"

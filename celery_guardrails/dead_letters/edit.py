@@ -17,7 +17,7 @@ from .decoder import Decoder, Payload, UndecodedPayload
 from .letter import DeadLetter
 from .redaction import HIDDEN, Redactor, hide_secrets
 from .render import plain, printable
-from .tasks import KnownTask, Tasks
+from .tasks import KnownTask, Tasks, positional
 
 __all__ = ["Edit", "Edited", "Editor", "edit_of_text", "parse_edit", "text_to_edit"]
 
@@ -52,7 +52,7 @@ class Edit:
         """
         args = list(payload.args if self.args is None else self.args)
         kwargs = dict(payload.kwargs if self.kwargs is None else self.kwargs)
-        places = {} if task is None else {name: place for place, name in enumerate(_positional(task.signature))}
+        places = {} if task is None else {name: place for place, name in enumerate(positional(task.signature))}
         for name, value in self.values.items():
             place = int(name) if name.isdecimal() else places.get(name, len(args))
             if name.isdecimal() and place >= len(args):
@@ -230,16 +230,34 @@ def edit_of_text(letter: DeadLetter, text: str, *, force: bool = False) -> Edit:
     if set(data) != {"args", "kwargs"} or not isinstance(data["args"], list) or not isinstance(data["kwargs"], dict):
         raise GuardrailsConfigError(f"the edited text: {allowed} is allowed")
     payload = letter.payload
-    return Edit(args=_uncovered(data["args"], list(payload.args)), kwargs=_uncovered(data["kwargs"], dict(payload.kwargs)), force=force)
+    shown = kombu.utils.json.loads(text_to_edit(letter))
+    args = _uncovered(data["args"], shown["args"], list(payload.args))
+    return Edit(args=args, kwargs=_uncovered(data["kwargs"], shown["kwargs"], dict(payload.kwargs)), force=force)
 
 
-def _uncovered(value: Any, original: Any) -> Any:
-    if isinstance(value, str) and value == HIDDEN:
+def _uncovered(value: Any, shown: Any, original: Any) -> Any:
+    """Return what somebody made of a value that they saw redacted; what they left as it was shown is the original.
+
+    Raises:
+        GuardrailsConfigError: something hidden was moved, so that nobody can say what it stands for.
+    """
+    if _same(value, shown):
         return original
-    if isinstance(value, dict) and isinstance(original, Mapping):
-        return {name: _uncovered(item, original[name]) if name in original else item for name, item in value.items()}
-    if isinstance(value, list) and isinstance(original, (list, tuple)):
-        return [_uncovered(item, original[place]) if place < len(original) else item for place, item in enumerate(value)]
+    if isinstance(value, dict) and isinstance(shown, dict) and isinstance(original, Mapping):
+        unseen = {name: item for name, item in original.items() if name not in shown}
+        return unseen | {name: _uncovered(item, shown.get(name), original.get(name)) for name, item in value.items()}
+    if isinstance(value, list) and isinstance(shown, list) and isinstance(original, (list, tuple)) and len(shown) == len(original):
+        beyond = [None] * len(value)
+        return [_uncovered(*each) for each in zip(value, [*shown, *beyond], [*original, *beyond], strict=False)]
+    return _refuse_hidden(value)
+
+
+def _refuse_hidden(value: Any) -> Any:
+    """Return a new value that has nothing hidden in it."""
+    if value == HIDDEN:
+        raise GuardrailsConfigError(f"the edited text: {HIDDEN} stands where nothing was hidden; write the value itself")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_hidden(item)
     return value
 
 
@@ -262,11 +280,6 @@ def _same(old: Any, new: Any) -> bool:
     return type(old) is type(new) and bool(old == new)
 
 
-def _positional(signature: inspect.Signature) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
-
-
 def _takes(signature: inspect.Signature, name: str) -> bool:
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:
@@ -277,6 +290,6 @@ def _takes(signature: inspect.Signature, name: str) -> bool:
 
 def _by_name(signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments by name where the task says their names, else the positional ones by their place."""
-    names = [] if signature is None else _positional(signature)
+    names = [] if signature is None else positional(signature)
     placed = {names[place] if place < len(names) else str(place): value for place, value in enumerate(args)}
     return {**placed, **{name: value for name, value in kwargs.items() if name not in placed}}

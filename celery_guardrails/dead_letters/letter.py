@@ -15,7 +15,8 @@ from typing import Any
 from ..policy.deadletter import DeathCertificate, error_fingerprint
 from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER, RawMessage, Travel
 from .decoder import Decoder, Payload
-from .redaction import Redactor, hide_secrets
+from .redaction import HIDDEN, Redactor, hide_secrets
+from .tasks import Names, no_names
 
 __all__ = ["DeadLetter", "digest_of", "read_letter"]
 
@@ -35,9 +36,10 @@ class DeadLetter:
         message: byte for byte.
         dead_letter_queue: it lies in.
         decoder: reads the arguments when somebody asks for them.
-        redact: what of the arguments may be shown.
         place: it lies in: ``"queue"`` or ``"archive"``.
         state: ``"waiting"``; in the archive also ``"replayed"`` and ``"discarded"``.
+        redact: what of the arguments and of the error may be shown.
+        names: finds the names of positional arguments, by which they are redacted as well.
     """
 
     id: str
@@ -48,6 +50,7 @@ class DeadLetter:
     redact: Redactor = field(default=hide_secrets, repr=False, compare=False)
     place: str = field(default="queue", compare=False)
     state: str = field(default="waiting", compare=False)
+    names: Names = field(default=no_names, repr=False, compare=False)
 
     @property
     def task(self) -> str:
@@ -105,13 +108,27 @@ class DeadLetter:
         return self.reason in HOPELESS or not (self.task and self.task_id)
 
     def shown_payload(self) -> Payload:
-        """Return the arguments as they may be shown."""
+        """Return the arguments as they may be shown; positional ones by their names, where the app knows these."""
         payload = self.payload
-        return replace(payload, args=tuple(self.redact(list(payload.args))), kwargs=dict(self.redact(dict(payload.kwargs))))
+        named = dict(zip(self.names(self.task), payload.args, strict=False))
+        shown = self.redact(named)
+        args = [*(shown.get(name, HIDDEN) for name in named), *self.redact(list(payload.args[len(named) :]))]
+        return replace(payload, args=tuple(args), kwargs=dict(self.redact(dict(payload.kwargs))))
+
+    @property
+    def shown_message(self) -> str:
+        """The error's message as it may be shown."""
+        return str(self.redact(self.certificate.message))
 
 
 def read_letter(
-    message: RawMessage, *, queue: str, dead_letter_queue: str, decoder: Decoder, redact: Redactor = hide_secrets
+    message: RawMessage,
+    *,
+    queue: str,
+    dead_letter_queue: str,
+    decoder: Decoder,
+    redact: Redactor = hide_secrets,
+    names: Names = no_names,
 ) -> DeadLetter:
     """Return what is known of a message in a dead letter queue, whoever put it there.
 
@@ -120,7 +137,8 @@ def read_letter(
         queue: the task queue that this dead letter queue belongs to: the origin where nothing else says it.
         dead_letter_queue: it was found in.
         decoder: reads its arguments, asked now only where no header names the task.
-        redact: what of the arguments may be shown.
+        redact: what of the arguments and of the error may be shown.
+        names: finds the names of positional arguments.
     """
     certificate = DeathCertificate.from_header(message.headers.get(DEAD_LETTER_HEADER))
     certificate = _from_headers(message, queue) if certificate is None else _trusted(certificate, queue)
@@ -137,6 +155,7 @@ def read_letter(
         dead_letter_queue=dead_letter_queue,
         decoder=decoder,
         redact=redact,
+        names=names,
     )
 
 

@@ -124,7 +124,7 @@ def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
         "key": letter.key,
         "reason": letter.reason,
         "error": certificate.error,
-        "message": certificate.message,
+        "message": letter.shown_message,
         "fingerprint": certificate.fingerprint,
         "attempts": certificate.attempts,
         "crashes": certificate.crashes,
@@ -148,12 +148,13 @@ def letter_data(letter: DeadLetter, *, full: bool = False) -> dict[str, Any]:
     data["kwargs"] = dict(payload.kwargs)
     data["undecoded"] = payload.error or None
     if payload.error:
-        data["body"] = ascii(letter.message.body[:_BODY_SHOWN])[2:-1] + ("…" if letter.size > _BODY_SHOWN else "")
+        data["body"] = letter.redact(ascii(letter.message.body[:_BODY_SHOWN])[2:-1] + ("…" if letter.size > _BODY_SHOWN else ""))
     data["headers"] = letter.redact(_shown_headers(letter.message.headers))
-    data["properties"] = dict(letter.message.properties)
-    data["traceback"] = certificate.traceback
+    data["properties"] = letter.redact(dict(letter.message.properties))
+    data["traceback"] = letter.redact(certificate.traceback)
     data["previous_deaths"] = [{**vars(death), "at": moment(death.at)} for death in letter.travel.deaths]
-    data["history"] = [{**vars(past), "at": moment(past.at)} for past in certificate.history]
+    history = certificate.redacted(letter.redact).history
+    data["history"] = [{**vars(past), "at": moment(past.at)} for past in history]
     if letter.travel.edited:
         data["edited"] = [dict(zip(_CHANGE, change, strict=True)) for change in letter.travel.edited]
     return data

@@ -27,7 +27,7 @@ from .redaction import Redactor, hide_secrets
 from .replaying import Discarding, Replaying, stop_when
 from .reports import DiscardReport, Group, OnProgress, ReplayReport
 from .tally import Gathering, Names, Run
-from .tasks import Tasks, no_tasks, tasks_of
+from .tasks import Tasks, names_of, no_tasks, tasks_of
 
 __all__ = ["DeadLetters"]
 
@@ -67,11 +67,22 @@ class DeadLetters:
         self._tasks = tasks
         #: What a canary watches.
         self._watched = self
+        self._names = names_of(tasks)
 
     @classmethod
-    def for_app(cls, app: Any, *, broker: Broker, store: IdempotencyStore | None, settings: Settings, clock: Clock) -> DeadLetters:
+    def for_app(
+        cls,
+        app: Any,
+        *,
+        broker: Broker,
+        store: IdempotencyStore | None,
+        settings: Settings,
+        clock: Clock,
+        redact: Redactor = hide_secrets,
+    ) -> DeadLetters:
         """Return the service for a Celery app, which reads what the app's ``accept_content`` lets its workers read."""
-        return cls(broker, store, settings=settings, clock=clock, decoder=KombuDecoder(app.conf.accept_content), tasks=tasks_of(app))
+        decoder = KombuDecoder(app.conf.accept_content)
+        return cls(broker, store, settings=settings, clock=clock, decoder=decoder, redact=redact, tasks=tasks_of(app))
 
     def over(self, broker: Broker, *, whole: Broker) -> DeadLetters:
         """Return this service over letters in other places.
@@ -304,6 +315,7 @@ class DeadLetters:
                     dead_letter_queue=dead_letter_queue,
                     decoder=self._decoder,
                     redact=self._redact,
+                    names=self._names,
                 )
                 unique = names.unique(letter.id if queued.archived is None else queued.archived[0])
                 if queued.archived is not None:

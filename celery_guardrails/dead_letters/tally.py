@@ -62,7 +62,7 @@ class Gathering:
             reason=certificate.reason,
             error=certificate.error,
             fingerprint=certificate.fingerprint,
-            message=certificate.message,
+            message=self._last.shown_message,
             count=self._count,
             first_seen=self._first_seen,
             last_seen=certificate.last_seen,

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import GuardrailsConfigError
 
-__all__ = ["KnownTask", "Tasks", "no_tasks", "tasks_of"]
+__all__ = ["KnownTask", "Names", "Tasks", "names_of", "no_names", "no_tasks", "positional", "tasks_of"]
 
 #: Makes key and fingerprint of a call, from its arguments and the slot of its schedule; both None where the task id is the key.
 Identify = Callable[[Sequence[Any], Mapping[str, Any], Union[str, None]], tuple[Union[str, None], Union[str, None]]]
@@ -72,6 +72,37 @@ Tasks = Callable[[str], Union[KnownTask, None]]
 def no_tasks(name: str) -> KnownTask | None:
     """Know no task."""
     return None
+
+
+#: Finds the names of a task's positional arguments, in order; none where nobody knows them.
+Names = Callable[[str], Sequence[str]]
+
+
+def no_names(name: str) -> Sequence[str]:
+    """Know no name."""
+    return ()
+
+
+def positional(signature: inspect.Signature) -> list[str]:
+    """Return the names of the arguments that may be given by position, in order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
+
+
+def names_of(tasks: Tasks) -> Names:
+    """Return what finds the names of positional arguments; each task is looked for once."""
+    known: dict[str, Sequence[str]] = {}
+
+    def names(name: str) -> Sequence[str]:
+        if name not in known:
+            try:
+                task = tasks(name)
+            except Exception:  # noqa: BLE001 - finding a task imports a project's modules; a letter must be shown without them, too
+                task = None
+            known[name] = () if task is None else positional(task.signature)
+        return known[name]
+
+    return names
 
 
 def tasks_of(app: Any) -> Tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from celery import Celery, _state
 
 from ..config import PREFIX, Settings
 from ..errors import GuardrailsConfigError
-from ..events import Event, Listener
+from ..events import DeadLettered, Event, Listener, Retrying
 from ..guard import Guard
 from ..policy.alerts import Alert
 from ..policy.breaker import CircuitBreaker, Condition
@@ -231,6 +232,17 @@ class Guardrails:
         self._pending_rules.append((args, options))
         return None
 
+    @cached_property
+    def redact(self) -> Callable[[Any], Any]:
+        """What may be shown of a dead letter's arguments, error and traceback: the setting ``guardrails_redact``.
+
+        Raises:
+            GuardrailsConfigError: the setting names no callable.
+        """
+        from ..dead_letters.redaction import redactor
+
+        return redactor(self.settings.redact)
+
     # -- resources --------------------------------------------------------------------------------------------
 
     def resource(
@@ -433,11 +445,22 @@ class Guardrails:
 
     def emit(self, event: Event) -> None:
         """Tell every listener; one that fails is logged and does not disturb the task."""
+        if isinstance(event, (DeadLettered, Retrying)):
+            event = self._presentable(event)
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception:  # noqa: BLE001 - a user's code may raise anything
                 logger.exception("a guardrails listener failed on %r", event)
+
+    def _presentable(self, event: DeadLettered | Retrying) -> Event:
+        """Return an event whose texts are redacted; names hide arguments, and there are none in an event."""
+        wanted = self.settings.redact
+        if wanted is None or isinstance(wanted, (list, tuple)):
+            return event
+        if isinstance(event, Retrying):
+            return replace(event, error=self.redact(event.error))
+        return replace(event, certificate=event.certificate.redacted(self.redact))
 
 
 _attach_lock = threading.Lock()

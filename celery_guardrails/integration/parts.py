@@ -91,7 +91,9 @@ class Parts:
         from ..dead_letters.service import DeadLetters
 
         rails = self._rails
-        return DeadLetters.for_app(rails.app, broker=self.broker, store=self.store, settings=rails.settings, clock=rails.clock)
+        return DeadLetters.for_app(
+            rails.app, broker=self.broker, store=self.store, settings=rails.settings, clock=rails.clock, redact=rails.redact
+        )
 
     @cached_property
     def archive(self) -> Archive | None:
@@ -109,4 +111,5 @@ class Parts:
             alias = table.name.partition("://")[2]
             database = "" if alias == "default" else f" --database {alias}"
             raise GuardrailsConfigError(f"guardrails_archive = {table.name!r}: no tables: run `python manage.py migrate{database}`")
-        return Archive(table, self.broker, self.store, clock=rails.clock, decoder=KombuDecoder(rails.app.conf.accept_content))
+        decoder = KombuDecoder(rails.app.conf.accept_content)
+        return Archive(table, self.broker, self.store, clock=rails.clock, decoder=decoder, redact=rails.redact)

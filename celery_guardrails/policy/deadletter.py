@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .delivery import Delivery
@@ -95,6 +95,15 @@ class DeathCertificate:
         values["traceback"] = self.traceback[-TRACEBACK_LIMIT:]
         del values["history"]
         return {name: value for name, value in values.items() if value is not None}
+
+    def redacted(self, redact: Callable[[Any], Any]) -> DeathCertificate:
+        """Return it with its texts as they may be shown: messages and tracebacks, of earlier attempts as well.
+
+        Args:
+            redact: takes a text and returns what may be shown of it.
+        """
+        history = tuple(replace(past, message=redact(past.message), traceback=redact(past.traceback)) for past in self.history)
+        return replace(self, message=redact(self.message), traceback=redact(self.traceback), history=history)
 
     @classmethod
     def from_header(cls, header: Any) -> DeathCertificate | None:

@@ -171,9 +171,7 @@ def tell(state: ResourceState, told: Tell, *, holder: str, now: float) -> Resour
     if budget is not None and told.cost and told.effect is Effect.SUCCESS:
         state = replace(state, budget=state.budget.after_success(budget, told.cost, now))
     if breaker is not None:
-        state = replace(
-            state, breaker=state.breaker.told(breaker, holder, told.effect, fraction=told.fraction, began=told.began, now=now)
-        )
+        state = replace(state, breaker=state.breaker.told(breaker, holder, told.effect, fraction=told.fraction, began=told.began, now=now))
     return state
 
 

@@ -32,7 +32,11 @@ class Drain(bootsteps.Step):
     def __init__(self, w: Any, **kwargs: Any) -> None:
         super().__init__(w, **kwargs)
         self._rails = ensure_guardrails(w.app)
-        _ = self._rails.settings, self._rails.store_url  # the first step of a worker: what is configured wrong is said here
+        _ = (
+            self._rails.settings,
+            self._rails.store_url,
+            self._rails.redact,
+        )  # the first step of a worker: what is configured wrong is said here
         self._rails.alerts.prepare()
         for task in list(w.app.tasks.values()):
             if getattr(task, "guarded", False):

@@ -14,7 +14,7 @@ from celery.app.amqp import AMQP
 from celery.utils.imports import symbol_by_name
 
 from ..config import Settings
-from .brokers.amqp_declare import ensure_dead_letters
+from .brokers.amqp_declare import at_least_once, ensure_dead_letters
 
 if TYPE_CHECKING:
     Queue: Any = object  # kombu sets a queue's attributes from a table, which no checker can read
@@ -121,7 +121,8 @@ class GuardedQueue(Queue):
         )
         if "x-dead-letter-exchange" in given:
             return given
-        return {**given, "x-dead-letter-exchange": self.dead_letter_exchange, "x-dead-letter-routing-key": self.name}
+        ours = {"x-dead-letter-exchange": self.dead_letter_exchange, "x-dead-letter-routing-key": self.name}
+        return {**given, **ours, **at_least_once(channel, given)}
 
     def _create_dead_letters(self, channel: Any) -> None:
         """A publisher may be first here: what expires before a worker starts must find its dead letter queue."""

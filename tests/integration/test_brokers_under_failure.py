@@ -161,6 +161,23 @@ def test_a_refused_or_returned_message_leaves_no_confirm_for_the_next_one(port, 
 
 
 @pytest.mark.brokers("amqp")
+def test_a_dead_letter_finds_its_queue_also_when_exchange_binding_or_queue_were_deleted_meanwhile(port, broker, queue):
+    port.dead_letter(MESSAGE, queue, CERTIFICATE)
+    with broker.connection() as connection:
+        channel = connection.default_channel
+        channel.exchange_delete("guardrails.dlx")
+        port.dead_letter(MESSAGE, queue, CERTIFICATE)
+        channel.queue_unbind(f"{queue}.dead", "guardrails.dlx", queue)
+        port.dead_letter(MESSAGE, queue, CERTIFICATE)
+        assert port.depth(f"{queue}.dead") == 3
+        channel.queue_delete(f"{queue}.dead")
+        port.dead_letter(MESSAGE, queue, CERTIFICATE)
+        channel.queue_delete(f"{queue}.dead")
+        port.restore_letter(MESSAGE, queue)
+    assert port.depth(f"{queue}.dead") == 1
+
+
+@pytest.mark.brokers("amqp")
 def test_what_amqp_cannot_express_is_refused_and_breaks_nothing(port, queue):
     port.send(MESSAGE, queue)
     for headers in ({"h": object()}, {"n": 1 << 80}, {"k" * 300: 1}, {"big": "x" * 200_000}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -16,7 +17,7 @@ from kombu.common import Broadcast, maybe_declare
 from celery_guardrails.config import Settings
 from celery_guardrails.integration.brokers import make_broker
 from celery_guardrails.integration.topology import GuardedQueue, dead_letter_queue_name, declare_dead_letters, install
-from tests.support import BrokerUnderTest, eventually
+from tests.support import BrokerUnderTest, consistently, eventually
 
 SETTINGS = Settings()
 
@@ -169,6 +170,45 @@ def test_what_the_broker_rejects_before_any_worker_ran_is_a_dead_letter(broker, 
     declare(broker, GuardedQueue.guard(Queue(queue, message_ttl=0.05), SETTINGS))
     broker.publish_raw(queue, b"x")
     eventually(lambda: broker.depth(f"{queue}.dead") == 1)
+
+
+@amqp_only
+def test_a_quorum_queue_keeps_what_dies_until_its_dead_letter_is_confirmed(broker, queue):
+    """It wants a full queue to refuse what comes: where a queue is told otherwise, it is left so."""
+    app = guarded_app(broker.url, task_default_queue=f"{queue}.default", task_default_queue_type="quorum")
+    declare(broker, app.amqp.queues[f"{queue}.default"])
+    own = [("quorum", {}), ("classic", {}), ("quorum", {"x-overflow": "drop-head", "x-max-length": 7})]
+    for number, (kind, arguments) in enumerate(own):
+        declare(broker, GuardedQueue.guard(Queue(f"{queue}.{number}", queue_arguments={"x-queue-type": kind, **arguments}), SETTINGS))
+    listed = broker.server.ctl("list_queues", "-p", broker.vhost, "name", "arguments", "--quiet")
+    found = {name: arguments for name, _, arguments in (line.partition("\t") for line in listed.splitlines())}
+    both = ('"x-dead-letter-strategy","at-least-once"', '"x-overflow","reject-publish"')
+    wanted = {"default": True, "0": True, "1": False, "2": False}
+    assert {name: all(part in found[f"{queue}.{name}"] for part in both) for name in wanted} == wanted
+    assert "reject-publish" not in found[f"{queue}.2"]
+    # of the same kind, so that one is there as long as the other
+    assert "quorum" in found[f"{queue}.0.dead"]
+    assert "quorum" not in found[f"{queue}.1.dead"]
+
+
+@amqp_only
+def test_what_dies_in_a_quorum_queue_while_there_is_no_exchange_for_it_comes_when_there_is(broker, queue):
+    retry = "dead_letter_worker_publisher_confirm_timeout"  # milliseconds; three minutes by default
+    before = broker.server.ctl("eval", f"{{ok, V}} = application:get_env(rabbit, {retry}), application:set_env(rabbit, {retry}, 300), V.")
+    try:
+        mine = GuardedQueue.guard(Queue(queue, queue_arguments={"x-queue-type": "quorum"}), SETTINGS)
+        declare(broker, mine)
+        with broker.connection() as connection:
+            connection.default_channel.exchange_delete("guardrails.dlx")
+        broker.publish_raw(queue, b"x", expiration=0.05)
+        eventually(lambda: broker.depth(queue) == 0, 30)
+        consistently(lambda: broker.depth(f"{queue}.dead") == 0)
+        with contextlib.closing(make_broker(guarded_app(broker.url), SETTINGS)) as port:
+            port.declare([queue])
+        eventually(lambda: broker.depth(f"{queue}.dead") == 1, 60)
+        assert broker.drain(f"{queue}.dead")[0].headers["x-death"][0]["reason"] == "expired"
+    finally:
+        broker.server.ctl("eval", f"application:set_env(rabbit, {retry}, {int(before)}).")
 
 
 @amqp_only

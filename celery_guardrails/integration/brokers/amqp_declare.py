@@ -6,13 +6,13 @@ step runs on a channel lent for it (``scratch``), asks passively first, and take
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from amqp import exceptions as amqp_errors
 
-__all__ = ["Scratch", "count_ready", "ensure_dead_letters", "ensure_queue", "major_version"]
+__all__ = ["Scratch", "at_least_once", "count_ready", "ensure_dead_letters", "ensure_queue", "major_version"]
 
 #: Lends a channel that may die.
 Scratch = Callable[[], AbstractContextManager[Any]]
@@ -60,7 +60,23 @@ def ensure_dead_letters(scratch: Scratch, *, exchange: str, queue: str, dead: st
         channel.queue_bind(dead, exchange, queue)
 
 
+def at_least_once(channel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a quorum queue with a DLX wants besides, so that its broker confirms a dead letter before it lets go of the message.
+
+    Without it a letter that finds no exchange, no binding or no node is gone. It needs ``reject-publish`` (a full queue refuses
+    what comes, and does not dead-letter what it has), so nothing is returned for a queue that says otherwise.
+    (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering; RabbitMQ 3.10)
+    """
+    wanted = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    fits = all(arguments.get(name, value) == value for name, value in wanted.items())
+    return wanted if arguments.get("x-queue-type") == "quorum" and fits and _version(channel) >= (3, 10) else {}
+
+
 def major_version(channel: Any) -> int:
     """Return RabbitMQ's major version, or 0 where it does not say."""
-    version = str(channel.connection.server_properties.get("version", ""))
-    return int(major) if (major := version.partition(".")[0]).isdigit() else 0
+    return _version(channel)[0]
+
+
+def _version(channel: Any) -> tuple[int, int]:
+    major, minor, *_ = [*str(channel.connection.server_properties.get("version", "")).split("."), "", ""]
+    return (int(major) if major.isdigit() else 0, int(minor) if minor.isdigit() else 0)

@@ -32,6 +32,7 @@ class Settings:
         store_failure: ``"defer"`` (do not run, hand back) or ``"open"`` (run unguarded).
         default_kind: of errors that no rule knows.
         delay_queue_type: ``"quorum"`` or ``"classic"``: RabbitMQ queues that hold waiting retries.
+        broker_letters_seconds: how often workers look for dead letters that RabbitMQ itself has made, or None for never.
         http: ``host:port`` of the worker's own HTTP server, or None.
         alert_webhook: URL that is told of dead letters, or None.
         archive: URL of the database that dead letters are archived in, or None (under Django its database).
@@ -53,6 +54,7 @@ class Settings:
     store_failure: str = "defer"
     default_kind: str = RETRYABLE
     delay_queue_type: str = "quorum"
+    broker_letters_seconds: float | None = 5.0
     http: str | None = None
     alert_webhook: str | None = None
     archive: str | None = None
@@ -115,6 +117,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "store_failure": ('"defer" or "open"', lambda v: v in ("defer", "open")),
     "default_kind": (f'"{RETRYABLE}" or "{PERMANENT}"', lambda v: v in (RETRYABLE, PERMANENT)),
     "delay_queue_type": ('"quorum" or "classic"', lambda v: v in ("quorum", "classic")),
+    "broker_letters_seconds": ("None or a number of seconds above 0", lambda v: v is None or _positive(v)),
     "http": ("None or host:port", lambda v: v is None or (_text(v) and v.rpartition(":")[2].isdigit())),
     "alert_webhook": (
         "None or a URL with https:// or http://",

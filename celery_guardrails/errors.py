@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "DeadLetterError",
+    "DeadLetteredByBroker",
     "DeadlineExceeded",
     "DuplicateTask",
     "GuardrailsConfigError",
@@ -84,6 +85,10 @@ class PoisonTask(PermanentError):
 
 class RejectedTask(PermanentError):
     """The task raised ``Reject``: it is dead-lettered, and its state is FAILURE."""
+
+
+class DeadLetteredByBroker(PermanentError):
+    """The broker took the message out of its queue (time to live, length or delivery limit, a reject), and its task has not completed."""
 
 
 class LeaseLost(GuardrailsError):

@@ -44,6 +44,7 @@ class Payload:
         task: name, where the body itself carries it (message protocol 1).
         task_id: Celery's id, where the body itself carries it (message protocol 1).
         error: why there are no arguments to show, or "".
+        options: what comes with the arguments (message protocol 2): callbacks, errbacks, chain, chord.
     """
 
     args: tuple[Any, ...] = ()
@@ -51,6 +52,7 @@ class Payload:
     task: str = ""
     task_id: str = ""
     error: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Decoder(Protocol):
@@ -141,7 +143,7 @@ def _arguments(body: Any) -> Payload:
         )
     if not isinstance(body, (list, tuple)) or len(body) != 3:
         raise UndecodedPayload("the body is not a task's: [args, kwargs, embed] is expected")
-    return Payload(args=_positional(body[0]), kwargs=_named(body[1]))
+    return Payload(args=_positional(body[0]), kwargs=_named(body[1]), options=body[2] if isinstance(body[2], Mapping) else {})
 
 
 def _positional(value: Any) -> tuple[Any, ...]:

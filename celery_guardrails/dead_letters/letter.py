@@ -198,7 +198,8 @@ def _from_headers(message: RawMessage, queue: str) -> DeathCertificate:
         known,
         error=f"broker.{cause}",
         message=f"the broker took it out of {died_in or 'a queue without a name'}: {cause}",
-        fingerprint=error_fingerprint(f"broker.{cause}", ""),
+        # a queue whose messages expire is another matter than the next one's
+        fingerprint=error_fingerprint(f"broker.{cause}:{died_in or queue}", ""),
         last_seen=_unix(death.get("time")),
         exchange=exchange or _text(death.get("exchange")),
         routing_key=routing_key or (_text(keys[0]) if isinstance(keys, (list, tuple)) and keys else ""),

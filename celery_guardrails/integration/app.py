@@ -51,6 +51,7 @@ _CONSUMER_STEPS = (
     "celery_guardrails.worker.archiving:Archiving",
     "celery_guardrails.worker.lost_children:LostChildren",
     "celery_guardrails.worker.delayed:DelayedPump",
+    "celery_guardrails.worker.broker_letters:BrokerLetters",
 )
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys")
 

@@ -19,6 +19,7 @@ from ...ports import Move, Moved, QueuedLetter
 from . import delays
 from .amqp_browse import Browse, Handle, translated
 from .amqp_declare import count_ready, ensure_dead_letters, ensure_queue
+from .amqp_notices import declare_notices, drop_notices, notices_queue
 from .amqp_session import Missing, Session
 from .amqp_wire import fitting, live_wire, make_wire, set_aside
 from .base import KombuBroker, dead_headers, letter_headers, live_headers
@@ -75,13 +76,17 @@ class AmqpBroker(KombuBroker[Session]):
         session.run(what, operation)
 
     def restore_letter(self, message: RawMessage, queue: str) -> None:
-        """Put a dead letter, as it was found, into the dead letter queue of ``queue``, through the DLX; declare both where missing."""
+        """Put a dead letter, as it was found, into the dead letter queue of ``queue``; declare that where missing.
+
+        Through the DLX, but for a letter without our header: it has died before, and nobody is to get notice of it once more.
+        """
         headers = letter_headers(message)
         wire = make_wire(message, headers, set_aside(message.properties, headers))
         session = self._session()
 
         def operation() -> None:
-            target = (self.settings.dead_letter_exchange, queue)
+            certified = DEAD_LETTER_HEADER in message.headers
+            target = (self.settings.dead_letter_exchange, queue) if certified else ("", self.dead_letter_queue(queue))
             _publish_or_repair(session, wire, target, lambda: self._ensure_dead_letters(session, queue))
 
         session.run(f"restore a dead letter of queue {queue!r}", operation)
@@ -122,7 +127,39 @@ class AmqpBroker(KombuBroker[Session]):
                     self._bind_delivery(session, queue)
 
         session.run("declare", operation)
+        self._declare_notices(session, {name: self.dead_letter_queue(name) for name in names})
         self._redirect_unrouted({delays.queue_word(name): name for name in names})
+
+    def _declare_notices(self, session: Session, queues: Mapping[str, str]) -> None:
+        dlx, into = self.settings.dead_letter_exchange, self.notices
+
+        def operation() -> None:
+            if into is None:
+                drop_notices(session.scratch, dlx, queues)
+            else:
+                declare_notices(session.scratch, dlx, queues, into, quorum=any(map(self._is_quorum, queues)))
+
+        try:
+            session.run("declare notices", operation)
+        except PublishFailed as exc:  # a DLX of another type, or no permission: dead letters go on without
+            logger.warning("nobody will be told of dead letters that the broker itself makes (guardrails_broker_letters_seconds): %r", exc)
+
+    @property
+    def notices(self) -> str | None:
+        """Name of the queue that gets a copy of every dead letter without our header; None where nobody asks for them."""
+        return None if self.settings.broker_letters_seconds is None else notices_queue(self.namespace)
+
+    def exists(self, queue: str) -> bool:
+        """Whether there is such a queue."""
+        session = self._session()
+        return session.run(f"look for queue {queue!r}", lambda: count_ready(session.scratch, queue)) is not None
+
+    def _is_quorum(self, queue: str) -> bool:
+        """Whether a task queue is one, by its own arguments or by the app's default; its dead letter queue is of the same kind."""
+        known = self.app.amqp.queues
+        entity = known.aliases.get(queue) or known.get(queue)
+        own = (getattr(entity, "queue_arguments", None) or {}).get("x-queue-type")
+        return bool((own or self.app.conf.get("task_default_queue_type")) == "quorum")
 
     def _declare_levels(self, session: Session) -> None:
         kind = self.settings.delay_queue_type
@@ -167,7 +204,7 @@ class AmqpBroker(KombuBroker[Session]):
             exchange=self.settings.dead_letter_exchange,
             queue=queue,
             dead=self.dead_letter_queue(queue),
-            quorum=self.app.conf.get("task_default_queue_type") == "quorum",
+            quorum=self._is_quorum(queue),
         )
 
     def _redirect_unrouted(self, words: Mapping[str, str]) -> None:

@@ -43,6 +43,7 @@ __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 #: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
 _WORKER_STEPS = ("celery_guardrails.worker.drain:Drain",)
 _CONSUMER_STEPS = (
+    "celery_guardrails.worker.events:UnconfirmedEvents",
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
     "celery_guardrails.worker.renewal:Renewal",

@@ -168,6 +168,16 @@ def make_app(environ: Mapping[str, str]) -> Celery:
     task("fail_deadline", retry=RetryPolicy(max_attempts=100, base=0.2, cap=0.2, jitter="none", deadline=1.5))(_fail)
     task("fail_own_rules", retryable=(ValueError,), permanent=(ConnectionError,))(_fail)
 
+    @task("fail_later")
+    def fail_later(self: Any, name: str, error: str, seconds: float, times: int | None = None) -> str:
+        """Wait, then fail in the first ``times`` runs of a name, in all if None."""
+        with running(self, name) as run:
+            time.sleep(seconds)
+            known = {"PermanentError": PermanentError}
+            fail_until(run, name, times, (known.get(error) or named_error(error))("on demand"))
+            run.effect()
+        return name
+
     @task("fail_asking")
     def fail_asking(self: Any, name: str, retry_after: float, times: int | None = 1) -> str:
         """Raise RetryableError with ``retry_after``."""

@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 from celery_guardrails.dead_letters import Filter
 from celery_guardrails.errors import DeadLetteredByBroker
+from celery_guardrails.integration.broker_letters import Notices
 from celery_guardrails.policy.delivery import TRAVEL_HEADER
 from tests.support import Deployment, consistently, eventually
 from tests.support.http import HttpServer
@@ -164,7 +165,7 @@ def test_a_worker_tells_of_a_letter_that_the_broker_made_as_of_one_of_its_own(de
     assert shop.ledger.count("errback", "errback") == 1
 
 
-def test_our_own_letters_and_those_of_other_programs_are_told_once_and_the_switch_is_a_switch(deploy: Any) -> None:
+def test_only_letters_of_others_leave_a_notice_and_none_is_without_its_letter_and_the_switch_is_a_switch(deploy: Any) -> None:
     shop: Deployment = deploy()
     broker: Any = shop.guardrails.broker
     broker.declare([shop.queue])
@@ -179,12 +180,19 @@ def test_our_own_letters_and_those_of_other_programs_are_told_once_and_the_switc
         connection.default_channel.queue_unbind(shop.dead_queue, "guardrails.dlx", shop.queue)
         producer.publish({}, exchange="guardrails.dlx", routing_key=shop.queue, mandatory=True)
         eventually(lambda: (shop.dead(), shop.broker.depth(broker.notices)) == (3, 2))
+        # nor does what dies while there is no queue for it vanish
+        connection.default_channel.queue_delete(shop.dead_queue)
+        producer.publish({}, exchange="guardrails.dlx", routing_key=shop.queue, headers={"id": "late", "task": "t"}, mandatory=True)
         notices = broker.notices
+        shop.broker.drain(notices, limit=2)
+        Notices(shop.guardrails).round()
+        assert [letter.task_id for letter in shop.guardrails.dead_letters.list()] == ["late"]
+        assert shop.broker.depth(notices) == 0
         off: Deployment = deploy(guardrails_broker_letters_seconds=None)
         off.guardrails.broker.declare([shop.queue])
         producer.publish({}, exchange="guardrails.dlx", routing_key=shop.queue, mandatory=True)
-        eventually(lambda: shop.dead() == 4)
-        assert (off.guardrails.broker.notices, shop.broker.depth(notices)) == (None, 2)
+        eventually(lambda: shop.dead() == 2)
+        assert (off.guardrails.broker.notices, shop.broker.depth(notices)) == (None, 0)
 
 
 # -- what stays where it was ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from kombu.common import Broadcast
 
 from ...errors import DeadLetterError, PublishFailed
 from ...policy.deadletter import DeathCertificate
-from ...policy.delivery import RawMessage
+from ...policy.delivery import DEAD_LETTER_HEADER, RawMessage
 from ...ports import Move, Moved, QueuedLetter
 from . import delays
 from .amqp_browse import Browse, Handle, translated

@@ -16,6 +16,7 @@ __all__ = [
     "GuardrailsError",
     "IdempotencyConflict",
     "LeaseLost",
+    "LettersReturned",
     "PermanentError",
     "PoisonTask",
     "PublishFailed",
@@ -105,6 +106,10 @@ class PublishFailed(GuardrailsError):
 
 class DeadLetterError(GuardrailsError):
     """A dead letter could not be found, read or moved."""
+
+
+class LettersReturned(DeadLetterError):
+    """The broker has put back what was held, as RabbitMQ does after its ``consumer_timeout``: the queue is to be looked through again."""
 
 
 class QueueFull(GuardrailsError):

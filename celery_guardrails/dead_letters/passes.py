@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from ..errors import GuardrailsConfigError
+from ..errors import GuardrailsConfigError, LettersReturned
 from ..ports import Broker, Clock, Moved, QueuedLetter
 from .filters import Filter
 from .halt import Halt, HeldTooLong
@@ -144,6 +144,7 @@ class Passes:
         self._bound, self._left = bound, 0
         while self._bound > 0:
             self._run.hold_until = float("inf")
+            before = (self._bound, len(self._run.sent))
             self._run.found_letters -= {step.letter.id for step in self._drop()}
             try:
                 enough = self._pass(queue, dead_letter_queue)
@@ -151,6 +152,9 @@ class Passes:
                 continue
             except (GuardrailsConfigError, Halt):
                 raise
+            except LettersReturned:
+                if before == (self._bound, len(self._run.sent)):  # not even one letter a pass
+                    raise
             except Exception:
                 if self._clock.now() < self._run.hold_until:
                     raise

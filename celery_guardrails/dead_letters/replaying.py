@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import GuardrailsConfigError, StoreUnavailable
+from ..errors import GuardrailsConfigError, LettersReturned, StoreUnavailable
 from ..policy.lease import RecordState
 from ..ports import Broker, Clock, IdempotencyStore, Move, Moved, QueuedLetter
 from .canary import Canary
@@ -78,7 +78,7 @@ class Replaying:
         letter = step.letter
         if not self._is_meant(letter):
             return
-        if not self._run.dry_run:
+        if not self._run.dry_run and letter.id not in self._run.sent:
             self._wait()
         self._admitted = False
         try:
@@ -131,7 +131,7 @@ class Replaying:
         for step in steps:
             if step.outcome is not None and step.outcome.sent:
                 run.sent.pop(step.letter.id, None)
-                step.again = late and not step.outcome.taken
+                step.again = (late or isinstance(step.outcome.error, LettersReturned)) and not step.outcome.taken
                 if step.again:
                     run.sent[step.letter.id] = _in_both(step.work.destination)
 
@@ -216,7 +216,8 @@ class Discarding:
         for step in steps:
             if not self._run.dry_run:
                 step.outcome = _taken(self._broker, step.queued)
-                step.again = not step.outcome.taken and self._clock.now() >= self._run.hold_until
+                late = self._clock.now() >= self._run.hold_until or isinstance(step.outcome.error, LettersReturned)
+                step.again = late and not step.outcome.taken
 
     def count(self, step: Step) -> bool:
         """Count one letter."""

@@ -76,7 +76,7 @@ def everything_shown(kit: Kit) -> str:
 )
 def test_names_are_hidden_whole_in_any_case_beside_the_ones_that_always_are(names: Any, hidden: set[str], shown: set[str]) -> None:
     redact = redactor(names)
-    value = {"deep": [{name: 1 for name in hidden | shown}]}
+    value = {"deep": [dict.fromkeys(hidden | shown, 1)]}
     assert redact(value) == {"deep": [{**dict.fromkeys(hidden, HIDDEN), **dict.fromkeys(shown, 1)}]}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from amqp import exceptions as amqp_errors
 
-from ...errors import DeadLetterError
+from ...errors import DeadLetterError, LettersReturned
 from ...policy.delivery import RawMessage
 from ...ports import QueuedLetter
 from .amqp_declare import major_version
@@ -31,6 +31,8 @@ _WORN = 10
 #: look at the first letters returns few others, and a hundred thousand held letters take a dozen consumers.
 _FIRST_WINDOW = 32
 _LAST_WINDOW = 32_768
+#: Letters in memory above which nothing more is read before one is taken.
+_HEARD = 500
 #: Seconds without a delivery before the queue is asked how many it has, and before one that has none is believed in.
 _PAUSE = 0.2
 _END = 1.0
@@ -88,7 +90,15 @@ class Browse:
             self._give_back()
 
     def take(self, tag: int) -> None:
-        """Remove a letter that was yielded."""
+        """Remove a letter that was yielded.
+
+        Raises:
+            LettersReturned: RabbitMQ has closed the channel and put the letter back.
+        """
+        # RabbitMQ answers nothing to an ack, also not to one on a channel that it has closed: so what it has said is heard first.
+        with contextlib.suppress(TimeoutError):
+            while len(self._buffer) < _HEARD:
+                self._connection.drain_events(timeout=0)
         self.channel.basic_ack(tag)
         if tag >= self._first_tag:
             self._held_by_consumer -= 1
@@ -219,5 +229,7 @@ def translated(what: str) -> Iterator[None]:
         yield
     except DeadLetterError:
         raise
+    except amqp_errors.PreconditionFailed as exc:
+        raise (LettersReturned if "timed out" in str(exc) else DeadLetterError)(f"{what}: {exc!r}") from exc
     except Exception as exc:
         raise DeadLetterError(f"{what}: {exc!r}") from exc

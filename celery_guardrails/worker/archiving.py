@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,10 @@ from .background import Background
 if TYPE_CHECKING:
     from ..dead_letters.archive import ArchiveReport
 
-__all__ = ["KEY", "Archiving"]
+__all__ = ["Archiving", "turn_of"]
 
 logger = get_logger(__name__)
 
-#: In the guard's store: leased by who archives, completed for as long as nobody need to. No template and no person makes such a key.
-KEY = "\0archive"
 #: Seconds after which a worker that died while it archived is in nobody's way.
 _LEASE = 60.0
 #: Letters of one transaction: fewer than the command takes, since they are in the memory of a worker.
@@ -33,6 +33,15 @@ _BATCH = 100
 _LONGEST_PAUSE = 0.5
 #: Seconds until it is tried again after a failure, at most.
 _AGAIN = 60.0
+
+
+def turn_of(dead_letter_queues: Iterable[str]) -> str:
+    """Return the key, in the guard's store, that is leased by who archives these queues, and completed for as long as nobody needs to.
+
+    Workers that know other queues have another one: none of them waits for the turn of a worker that does not know its queues.
+    """
+    digest = hashlib.blake2b("\0".join(sorted(dead_letter_queues)).encode(), digest_size=8)
+    return f"\0archive:{digest.hexdigest()}"  # no template and no person makes such a key
 
 
 class Archiving(bootsteps.StartStopStep):
@@ -92,25 +101,26 @@ class Archiving(bootsteps.StartStopStep):
     def _take_turn(self) -> None:
         """Archive if nobody else does or has done so lately."""
         store, holder = self._rails.store, uuid.uuid4().hex
-        claim = store.claim(KEY, holder=holder, fingerprint=None, lease=_LEASE, owner=self._who)
+        key = turn_of(self._rails.dead_letters.queues().values())
+        claim = store.claim(key, holder=holder, fingerprint=None, lease=_LEASE, owner=self._who)
         if claim.state is not ClaimState.CLAIMED:
             return
         try:
-            report = self._archive(holder)
+            report = self._archive(key, holder)
         except BaseException:
             with suppress(StoreUnavailable):  # the lease ends by itself
-                store.release(KEY, holder=holder)
+                store.release(key, holder=holder)
             raise
         if report.clean:
             self._told = ""
         elif not self._background.stopping:
             self._tell(report.stopped or f"left in the queue: {report.failed}, such as {report.failures[0].id}: {report.failures[0].why}")
         if report.stopped:
-            store.release(KEY, holder=holder)
+            store.release(key, holder=holder)
         else:
-            store.complete(KEY, holder=holder, fingerprint=None, fence=claim.fence, result=StoredResult(), retention=self._seconds or 1.0)
+            store.complete(key, holder=holder, fingerprint=None, fence=claim.fence, result=StoredResult(), retention=self._seconds or 1.0)
 
-    def _archive(self, holder: str) -> ArchiveReport:
+    def _archive(self, key: str, holder: str) -> ArchiveReport:
         from ..dead_letters.archive import run_archive
         from ..dead_letters.halt import Halt
 
@@ -124,7 +134,7 @@ class Archiving(bootsteps.StartStopStep):
             nonlocal began
             if self._background.stopping:
                 raise Halt("the worker stops")
-            if not rails.store.renew([(KEY, holder)], _LEASE)[0]:
+            if not rails.store.renew([(key, holder)], _LEASE)[0]:
                 raise Halt("another worker has taken over")
             self._background.pause(min(_LONGEST_PAUSE, time.monotonic() - began))
             began = time.monotonic()

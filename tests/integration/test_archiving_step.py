@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
+from celery_guardrails.worker.archiving import turn_of
 from tests.support import Deployment
 from tests.support.databases import query
 from tests.support.dead_letters import certificate_for, task_message
@@ -38,7 +39,7 @@ def test_workers_archive_while_they_work_and_a_kill_in_the_middle_does_no_harm(d
     eventually(lambda: shop.dead() + len(archived()) >= LETTERS, 30, because="each letter is in the queue or in the archive")
     assert there < LETTERS
 
-    shop.guardrails.forget("\0archive")  # the lease of the dead worker would be over in a minute
+    shop.guardrails.forget(turn_of([shop.dead_queue]))  # the lease of the dead worker would be over in a minute
     shop.start_workers(2, concurrency=1)
     assert shop.send("effect", "meanwhile").get(timeout=30) == "meanwhile"
     eventually(lambda: shop.dead() == 0 and len(archived()) == LETTERS, 60, because="the others archive the rest")

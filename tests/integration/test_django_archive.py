@@ -87,10 +87,14 @@ def test_killed_again_and_again_it_moves_each_letter_once_and_they_can_be_replay
     assert sorted(rows(project)) == sorted(f"task-{number}" for number in range(LETTERS))
 
     (project.home / "mended").touch()
-    workers.start("site_of_shop", env=project.env)
+    workers.start("site_of_shop", env={**project.env, "SHOP_ARCHIVE_SECONDS": "1"})
     assert project.shell(REPLAY).split() == ["5", "True"]
     eventually(lambda: len(project.charged()) == 5, 20, because="the replayed tasks run")
     assert len(set(project.charged())) == 5
+
+    project.shell(BURY)  # the same letters again: the worker archives by itself, and knows them
+    eventually(lambda: broker.depth(dead) == 0, 30, because="the worker archives")
+    assert sorted(rows(project)) == sorted(f"task-{number}" for number in range(LETTERS))
 
 
 def test_the_command_has_help_exit_codes_and_says_what_it_did(project: Project, broker: BrokerUnderTest, queue: str) -> None:

@@ -16,7 +16,7 @@ from celery import Celery
 from celery_guardrails import Guardrails, GuardrailsConfigError
 from celery_guardrails.contrib.sqlalchemy_archive import SQLAlchemyTable
 from celery_guardrails.dead_letters.archive import State
-from celery_guardrails.worker.archiving import KEY, Archiving
+from celery_guardrails.worker.archiving import Archiving, turn_of
 from tests.support.archive import Desk
 from tests.support.dead_letters import task_message
 
@@ -43,7 +43,7 @@ class Fleet(Desk):
             self.kit.bury(task_message("t"))
 
     def lease(self) -> Any:
-        return self.kit.store.lookup(KEY)
+        return self.kit.store.lookup(turn_of(["celery.dead"]))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,14 @@ def test_one_worker_archives_and_the_others_leave_it_alone_until_the_time_is_ove
     second._round()
     assert fleet.kit.broker.depth("celery.dead") == 0
     assert fleet.trail[-1].who == "worker w2"
+
+
+def test_a_worker_with_other_queues_does_not_wait_for_the_turn_of_the_first(fleet: Fleet) -> None:
+    fleet.worker("w1")._round()
+    fleet.kit.broker.declare("mail")
+    fleet.kit.bury(queue="mail")
+    fleet.worker("w2")._round()
+    assert fleet.kit.broker.depth("mail.dead") == 0
 
 
 def test_it_comes_again_soon_enough_to_be_on_time(fleet: Fleet) -> None:
@@ -149,7 +157,7 @@ def test_a_worker_that_was_overtaken_ends(fleet: Fleet) -> None:
         if len(fleet.rows) == 100:
             fleet.kit.broker._on_operation = lambda point: None
             fleet.kit.clock.advance(61)
-            fleet.kit.store.claim(KEY, holder="other", fingerprint=None, lease=60)
+            fleet.kit.store.claim(turn_of(["celery.dead"]), holder="other", fingerprint=None, lease=60)
 
     fleet.kit.broker._on_operation = frozen
     fleet.worker("w1")._round()

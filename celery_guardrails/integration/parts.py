@@ -36,6 +36,7 @@ class Parts:
     def __init__(self, rails: Guardrails, hooks: Iterable[Callable[[IdempotencyStore], None]]) -> None:
         self._rails = rails
         self._hooks = hooks
+        self._archive: Archive | None = None
 
     @cached_property
     def store(self) -> IdempotencyStore:
@@ -95,9 +96,14 @@ class Parts:
             rails.app, broker=self.broker, store=self.store, settings=rails.settings, clock=rails.clock, redact=rails.redact
         )
 
-    @cached_property
+    @property
     def archive(self) -> Archive | None:
-        """Where dead letters are archived, or None."""
+        """Where dead letters are archived, or None; asked again each time until there is one, since tables may be made any time."""
+        if self._archive is None:
+            self._archive = self._open_archive()
+        return self._archive
+
+    def _open_archive(self) -> Archive | None:
         from ..dead_letters.archive import Archive, open_table
         from ..dead_letters.decoder import KombuDecoder
 

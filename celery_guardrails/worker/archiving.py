@@ -14,14 +14,14 @@ from celery.utils.log import get_logger
 from celery.worker.consumer import Tasks
 
 from ..errors import GuardrailsConfigError, StoreUnavailable
-from ..integration.app import ensure_guardrails
+from ..integration.app import Guardrails, ensure_guardrails
 from ..policy.lease import ClaimState, StoredResult
 from .background import Background
 
 if TYPE_CHECKING:
     from ..dead_letters.archive import ArchiveReport
 
-__all__ = ["Archiving", "turn_of"]
+__all__ = ["Archiving", "check_archive", "turn_of"]
 
 logger = get_logger(__name__)
 
@@ -44,6 +44,25 @@ def turn_of(dead_letter_queues: Iterable[str]) -> str:
     return f"\0archive:{digest.hexdigest()}"  # no template and no person makes such a key
 
 
+def check_archive(rails: Guardrails) -> None:
+    """Refuse settings that cannot work, for a worker's start; the database may be away.
+
+    Raises:
+        GuardrailsConfigError: naming the setting.
+    """
+    seconds = rails.settings.archive_seconds
+    if rails.settings.archive is None and seconds is None:
+        return
+    if rails.archive_url is None:
+        raise GuardrailsConfigError(
+            f"guardrails_archive_seconds = {seconds!r}: there is no archive; set guardrails_archive to a database, "
+            'such as "sqlalchemy+postgresql+psycopg://…" or "django://default", or leave this setting out'
+        )
+    from ..dead_letters.archive import open_table  # not loaded by a worker that does not archive
+
+    open_table(rails.archive_url)  # connects when it is used
+
+
 class Archiving(bootsteps.StartStopStep):
     """A thread of the main process of every worker where ``guardrails_archive_seconds`` is set.
 
@@ -62,15 +81,6 @@ class Archiving(bootsteps.StartStopStep):
         self._background = Background("guardrails-archiving", self._round)
         self._told = ""
         self._seconds = self._rails.settings.archive_seconds
-        if self._seconds is not None:
-            if self._rails.archive_url is None:
-                raise GuardrailsConfigError(
-                    f"guardrails_archive_seconds = {self._seconds!r}: there is no archive; set guardrails_archive to a database, "
-                    'such as "sqlalchemy+postgresql+psycopg://…" or "django://default", or leave this setting out'
-                )
-            from ..dead_letters.archive import open_table  # not loaded by a worker that does not archive
-
-            open_table(self._rails.archive_url)  # not connected yet: a wrong URL is told at the start
 
     def include_if(self, c: Any) -> bool:
         """Only where it is wanted."""

@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 from ..integration import stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
+from .archiving import check_archive
 
 __all__ = ["Drain"]
 
@@ -38,6 +39,7 @@ class Drain(bootsteps.Step):
             self._rails.redact,
         )  # the first step of a worker: what is configured wrong is said here
         self._rails.alerts.prepare()
+        check_archive(self._rails)
         for task in list(w.app.tasks.values()):
             if getattr(task, "guarded", False):
                 self._rails.check_task(task.guard_options)

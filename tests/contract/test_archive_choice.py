@@ -37,10 +37,14 @@ def test_without_a_database_there_is_none() -> None:
 
 def test_djangos_is_one_only_where_its_tables_are_there(bare: str, tmp_path: Path) -> None:
     assert rails(f"django://{bare}").archive is None
+    early = rails("django://archive-made")
+    with dj.database("archive-made", f"sqlite:///{tmp_path}/made.sqlite3", migrate=False):
+        assert early.archive is None
     with dj.database("archive-made", f"sqlite:///{tmp_path}/made.sqlite3") as made:
         found = rails(f"django://{made}").archive
         assert found is not None
         assert found.table.name == "django://archive-made"
+        assert early.archive is not None, "it is asked again"
 
 
 def test_one_that_was_asked_for_must_have_its_tables(bare: str) -> None:

@@ -16,7 +16,7 @@ from celery import Celery
 from celery_guardrails import Guardrails, GuardrailsConfigError
 from celery_guardrails.contrib.sqlalchemy_archive import SQLAlchemyTable
 from celery_guardrails.dead_letters.archive import State
-from celery_guardrails.worker.archiving import Archiving, turn_of
+from celery_guardrails.worker.archiving import Archiving, check_archive, turn_of
 from tests.support.archive import Desk
 from tests.support.dead_letters import task_message
 
@@ -199,12 +199,13 @@ def test_letters_that_cannot_be_kept_are_told_and_the_turn_is_over_all_the_same(
 def test_it_is_off_unless_asked_for_and_wants_an_archive(fleet: Fleet) -> None:
     off = fleet.worker(archive_seconds=None)
     assert not off.include_if(None)
+    check_archive(off._rails)
     assert fleet.worker().include_if(None)
     with pytest.raises(GuardrailsConfigError, match="guardrails_archive_seconds = 600.0: there is no archive"):
-        fleet.worker(archive=None)
+        check_archive(fleet.worker(archive=None)._rails)
     with pytest.raises(
         GuardrailsConfigError, match="guardrails_archive = 'mongodb://x': no archive for 'mongodb://'; allowed are django://"
     ):
-        fleet.worker(archive="mongodb://x")
+        check_archive(fleet.worker(archive="mongodb://x")._rails)
     with pytest.raises(GuardrailsConfigError, match="in memory"):
-        fleet.worker(archive="sqlalchemy+sqlite://")
+        check_archive(fleet.worker(archive="sqlalchemy+sqlite://", archive_seconds=None)._rails)

@@ -25,7 +25,9 @@ class Settings:
         lease_seconds: length of a lease, renewed at a third of it.
         result_retention: seconds a completion record is kept.
         max_result_bytes: a serialised result over this is remembered as completed without its value.
-        max_crashes: worker losses after which a message is poison.
+        max_crashes: worker losses after which a message is poison; those before a loop of it moved on do not count.
+        max_stalls: runs in a row that may leave the loops of a task where they found them without a charge.
+        hand_over_seconds: after which a task that loops with ``resume()`` goes back into its queue and goes on later, or None.
         dead_letter_exchange: name of the DLX.
         dead_letter_queue: name of the DLQ, with ``{queue}`` for the source queue.
         drain_seconds: time running tasks get after SIGTERM.
@@ -48,6 +50,8 @@ class Settings:
     result_retention: float = 86400.0
     max_result_bytes: int = 262144
     max_crashes: int = 3
+    max_stalls: int = 5
+    hand_over_seconds: float | None = 1200.0
     dead_letter_exchange: str = "guardrails.dlx"
     dead_letter_queue: str = "{queue}.dead"
     drain_seconds: float = 25.0
@@ -111,6 +115,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "result_retention": ("a number of seconds above 0", _positive),
     "max_result_bytes": ("a whole number of bytes of at least 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0),
     "max_crashes": ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+    "max_stalls": ("a whole number of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+    "hand_over_seconds": ("None or a number of seconds above 0", lambda v: v is None or _positive(v)),
     "dead_letter_exchange": ("a text that is not empty", _text),
     "dead_letter_queue": ("a text with {queue} in it", lambda v: _text(v) and "{queue}" in v and v != "{queue}"),
     "drain_seconds": ("a number of seconds of at least 0", lambda v: not isinstance(v, bool) and isinstance(v, (int, float)) and v >= 0),

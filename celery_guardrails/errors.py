@@ -17,6 +17,7 @@ __all__ = [
     "IdempotencyConflict",
     "LeaseLost",
     "LettersReturned",
+    "NoProgress",
     "PermanentError",
     "PoisonTask",
     "PublishFailed",
@@ -82,6 +83,10 @@ class DeadlineExceeded(PermanentError):
 
 class PoisonTask(PermanentError):
     """The message killed its worker ``guardrails_max_crashes`` times."""
+
+
+class NoProgress(PermanentError):
+    """The task was resumed ``guardrails_max_stalls`` times and its loop never came any further."""
 
 
 class RejectedTask(PermanentError):

@@ -6,7 +6,7 @@ The guard talks to its ports and knows no Celery. Order is everything here, so e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import events
@@ -14,8 +14,9 @@ from .errors import LeaseLost, PublishFailed, StoreUnavailable
 from .policy.deadletter import ErrorReport, certify, past_attempt
 from .policy.delivery import Delivery
 from .policy.history import remembered
-from .policy.lease import Claim, ClaimState, Record, RecordState
+from .policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
 from .policy.occupancy import is_first
+from .policy.progress import PROGRESS, Progress
 from .policy.refusal import refusal
 from .policy.resource import Ask, Tell
 from .policy.verdict import (
@@ -34,6 +35,7 @@ from .policy.verdict import (
     RetryIn,
     Returned,
     Run,
+    Stopped,
     Verdict,
     attempt_number,
     deadline_of,
@@ -108,14 +110,14 @@ class Guard:
         elif isinstance(verdict, Replay):
             self.emit(events.Replayed(delivery.task_name, delivery.task_id, delivery.key))
         elif isinstance(verdict, HandBack):
-            self._hand_back(delivery, verdict)
+            self._hand_back(delivery, verdict, delivery.travel.deferrals + 1)
         elif isinstance(verdict, (DeadLetterNow, Fail)):
             if isinstance(verdict, DeadLetterNow):
-                error = refusal(verdict.reason, delivery)
+                error = refusal(verdict.reason, delivery, verdict.why)
                 cls = type(error)
                 self._bury(delivery, verdict, ErrorReport(f"{cls.__module__}.{cls.__qualname__}", str(error)))
             if claim.state is ClaimState.CLAIMED:
-                self._give_up(delivery, self._told(limits, NotStarted()))
+                self._give_up(delivery, self._told(limits, NotStarted()), claim.progress)
         return verdict, claim
 
     def _expired(self, delivery: Delivery, limits: Limits) -> bool:
@@ -141,7 +143,15 @@ class Guard:
             return Claim(ClaimState.UNAVAILABLE)
         if claim.now is not None:
             self.skew = claim.now - self.clock.now()
-        return claim
+        return self._with_progress(claim, delivery, claim.steps) if PROGRESS in claim.steps else claim
+
+    def _with_progress(self, claim: Claim, delivery: Delivery, steps: Mapping[str, StoredResult]) -> Claim:
+        """Return a claim with what the recovery points of its key say of its loops."""
+        kept = steps.get(PROGRESS)
+        if kept is None:
+            return claim
+        progress = Progress.from_value(self.codec.unpack(kept))
+        return replace(claim, progress=progress.as_of(attempt_number(delivery, claim) - 1, claim.crashes))
 
     # -- while the body runs ----------------------------------------------------------------------------------
 
@@ -177,6 +187,22 @@ class Guard:
         """Return whether a recovery point is done, and the value that was kept with it."""
         kept = claim.steps.get(name)
         return kept is not None, self.codec.decode(kept)
+
+    def save_progress(self, delivery: Delivery, progress: Progress, *, patient: bool) -> bool:
+        """Keep how far the loops have come; False where the store did not answer.
+
+        Raises:
+            LeaseLost: another execution has taken the lease.
+        """
+        kept = self.codec.pack(progress.to_value())
+        done = self._persist(
+            "checkpoint",
+            self.patience.release if patient else 0.0,
+            lambda: self.store.save_step(delivery.key, holder=delivery.holder, name=PROGRESS, value=kept),
+        )
+        if done is False:
+            raise _lost(delivery)
+        return bool(done)
 
     def complete_within(self, transaction: Transaction, delivery: Delivery, claim: Claim, value: Any, retention: float) -> None:
         """Write the completion into the transaction that holds the body's effects.
@@ -239,12 +265,13 @@ class Guard:
         elif isinstance(verdict, DeadLetterNow):
             # The letter first: it may be written twice, but never not at all.
             self._bury(delivery, verdict, report)
-            self._give_up(delivery, told)
+            self._give_up(delivery, told, claim.progress)
         elif isinstance(verdict, HandBack):
             self._release(delivery, told)
-            self._hand_back(delivery, verdict)
+            # who left a loop where it goes on did not wait in vain
+            self._hand_back(delivery, verdict, 0 if isinstance(outcome, Stopped) else delivery.travel.deferrals + 1)
         elif isinstance(verdict, Fail):
-            self._give_up(delivery, told)
+            self._give_up(delivery, told, claim.progress)
         elif isinstance(verdict, PassThrough):
             self._release(delivery, told, attempts=verdict.charge, drop=verdict.forget)
         return verdict
@@ -258,7 +285,7 @@ class Guard:
         if record is None:  # it had completed, or never claimed: nothing to charge
             return HandBack(0.0, "crashed")
         self.emit(events.Crashed(delivery.task_name, delivery.task_id, delivery.key, record.crashes))
-        claim = Claim(ClaimState.CLAIMED, attempts=record.attempts, crashes=record.crashes)
+        claim = self._with_progress(Claim(ClaimState.CLAIMED, attempts=record.attempts, crashes=record.crashes), delivery, record.steps)
         verdict = self._decide(delivery, claim, Lost(record.crashes), limits)
         if isinstance(verdict, DeadLetterNow):
             self._bury(delivery, verdict, report)
@@ -277,6 +304,7 @@ class Guard:
             return HandBack(0.0, "lease lost")
         attempts = record.attempts - 1 if record is not None else delivery.travel.attempts
         claim = Claim(ClaimState.CLAIMED, attempts=attempts, crashes=record.crashes if record else 0)
+        claim = self._with_progress(claim, delivery, record.steps if record is not None else {})
         verdict = self._decide(delivery, claim, raised, limits)
         if isinstance(verdict, RetryIn):
             self._retry(delivery, verdict, report)
@@ -374,8 +402,13 @@ class Guard:
         )
         return record
 
-    def _give_up(self, delivery: Delivery, told: Mapping[str, Tell]) -> None:
+    def _give_up(self, delivery: Delivery, told: Mapping[str, Tell], progress: Progress | None = None) -> None:
         """Give the lease of a task that has failed for good back, and forget its charges: a replay starts afresh."""
+        if progress is not None and progress.stalls:  # else the next one would find itself stalled before it has begun
+            try:
+                self.save_progress(delivery, progress.afresh(), patient=True)
+            except LeaseLost:
+                return
         self._persist("reset", self.patience.release, lambda: self.store.reset(delivery.key, holder=delivery.holder, **told))
 
     def _forget_charges(self, delivery: Delivery) -> None:
@@ -428,8 +461,8 @@ class Guard:
             )
         )
 
-    def _hand_back(self, delivery: Delivery, verdict: HandBack) -> None:
-        travel = delivery.travelled(self.clock.now()).evolve(deferrals=delivery.travel.deferrals + 1)
+    def _hand_back(self, delivery: Delivery, verdict: HandBack, deferrals: int) -> None:
+        travel = delivery.travelled(self.clock.now()).evolve(deferrals=deferrals)
         message = delivery.again(travel)
         self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
         self.emit(events.HandedBack(delivery.task_name, delivery.task_id, delivery.key, verdict.delay, verdict.why))

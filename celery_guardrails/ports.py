@@ -173,6 +173,16 @@ class ResultCodec(Protocol):
     def decode(self, result: StoredResult | None) -> Any:
         """Restore the value; None where it was not kept."""
 
+    def pack(self, value: Any) -> StoredResult:
+        """Serialise what the guard itself must read again, as JSON, whatever the app's serializer is.
+
+        Raises:
+            Exception: of the serializer, where JSON cannot hold it.
+        """
+
+    def unpack(self, kept: StoredResult) -> Any:
+        """Restore what :meth:`pack` made."""
+
 
 class Classifier(Protocol):
     """Says what kind of failure an exception is."""

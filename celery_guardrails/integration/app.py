@@ -22,11 +22,13 @@ from ..policy.budget import RetryBudget, is_number
 from ..policy.classification import Classification
 from ..policy.classify import Classifier
 from ..policy.lease import Record
+from ..policy.progress import Progress
 from ..policy.rate import Rate
 from ..policy.resource import Resource, ResourceView
 from ..policy.verdict import Limits
 from ..ports import Broker, Clock, IdempotencyStore, ResourceStore, TransactionalStore
 from ..stores import hide_password
+from ..stores.codec import progress_of
 from .alerts.service import Alerts
 from .clock import SystemClock
 from .configuration import configured, confirm_publishes
@@ -352,6 +354,15 @@ class Guardrails:
             StoreUnavailable: the store did not answer.
         """
         return self.store.lookup(key)
+
+    def progress(self, key: str) -> Progress | None:
+        """Return how far the loops of a task that runs, waits or is dead have come, or None where it has none (any more).
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        record = self.store.lookup(key)
+        return None if record is None else progress_of(record.steps)
 
     def forget(self, key: str) -> bool:
         """Let a completed key run again; whether there was a record.

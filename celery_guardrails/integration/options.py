@@ -151,6 +151,7 @@ class TaskOptions:
             store_failure=settings.store_failure,
             busy_cap=settings.lease_seconds,
             resource=resource,
+            max_stalls=settings.max_stalls,
         )
 
 

@@ -161,7 +161,7 @@ class GuardedRequest(Request):
             self.reject(requeue=True)
             return
         if isinstance(verdict, (DeadLetterNow, Fail)):
-            self._report_failure(refusal(verdict.reason, self.delivery))
+            self._report_failure(refusal(verdict.reason, self.delivery, verdict.why))
             self.acknowledge()
             return
         logger.warning("%s[%s]: %s; it starts again", self.name, self.id, exc)

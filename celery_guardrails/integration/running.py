@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from .. import events
-from ..errors import LeaseLost, PublishFailed, RejectedTask, RetryableError
-from ..execution import Execution, Untethered, executing
+from ..errors import GuardrailsConfigError, LeaseLost, PublishFailed, RejectedTask, RetryableError
+from ..execution import Execution, executing
 from ..guard import ErrorReport
 from ..policy.classification import PERMANENT, RETRYABLE, Classification
 from ..policy.deadletter import past_attempt
 from ..policy.delivery import Delivery
 from ..policy.history import PastAttempt, remembered
 from ..policy.lease import Claim
+from ..policy.progress import Progress
 from ..policy.refusal import refusal
 from ..policy.verdict import (
     Cancelled,
@@ -36,10 +37,12 @@ from ..policy.verdict import (
     Returned,
     Run,
     Skip,
+    Stopped,
     Verdict,
     attempt_number,
 )
-from . import overtaken, replacing, stopping
+from ..tether import HandOver, Untethered
+from . import looping, overtaken, replacing, stopping
 from .logs import logger
 from .options import TaskOptions
 
@@ -58,15 +61,31 @@ class _OutOfMemory(RetryableError):
 
 
 class Running:
-    """What the methods of a task that runs right now need to know of the run."""
+    """What the methods of a task that runs right now need to know of the run.
 
-    __slots__ = ("attempt", "deadline", "delivery", "gave_up", "now", "replaced", "resubmitted", "said")
+    Args:
+        delivery: of the message.
+        attempt: its number.
+        now: unix time in seconds.
+        deadline: of the task.
+        tried: attempts that count, this one included: all, or those since a loop of the task moved on.
+    """
 
-    def __init__(self, delivery: Delivery, attempt: int, now: Callable[[], float], deadline: float | None = None) -> None:
+    __slots__ = ("attempt", "deadline", "delivery", "gave_up", "now", "replaced", "resubmitted", "said", "tried")
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        attempt: int,
+        now: Callable[[], float],
+        deadline: float | None = None,
+        tried: Callable[[], int] | None = None,
+    ) -> None:
         self.delivery = delivery
         self.deadline = deadline
         self.attempt = attempt
         self.now = now
+        self.tried = tried or (lambda: attempt)
         self.gave_up = False
         self.replaced = False
         self.resubmitted = False
@@ -80,10 +99,11 @@ running_now: ContextVar[Running | None] = ContextVar("celery_guardrails_running"
 class GuardedRun:
     """One guarded run of one task: carries the guard's verdicts over into Celery's language.
 
-    For the body it is also the :class:`~celery_guardrails.execution.Tether` of its execution.
+    For the body it is also the :class:`~celery_guardrails.tether.Tether` of its execution.
     """
 
     claim: Claim
+    execution: Execution | None = None
 
     def __init__(self, task: Any, delivery: Delivery) -> None:
         self.task = task
@@ -92,6 +112,7 @@ class GuardedRun:
         self.guard = self.rails.guard
         self.options: TaskOptions = task.guard_options
         self.limits = self.rails.limits_of(self.options)
+        self.hand_over_seconds: float | None = self.rails.settings.hand_over_seconds
         self._steps: dict[str, tuple[bool, Any]] = {}
 
     @property
@@ -114,16 +135,17 @@ class GuardedRun:
         if replaced is not None:
             return replacing.follow(self, replaced)
         guarded = verdict.guarded
-        execution = Execution(
+        execution = self.execution = Execution(
             key=self.delivery.key,
             fence=claim.fence,
             attempt=verdict.attempt,
             deliveries=self.delivery.travel.deliveries + 1,
             deadline=verdict.deadline,
             crashes=claim.crashes,
+            began=claim.now,
             _tether=self if guarded else Untethered(self.now, self.stopping),
         )
-        present = Running(self.delivery, verdict.attempt, self.now, verdict.deadline)
+        present = Running(self.delivery, verdict.attempt, self.now, verdict.deadline, self._tried)
         token = running_now.set(present)
         try:
             with executing(execution):
@@ -142,44 +164,70 @@ class GuardedRun:
         except LeaseLost as exc:
             self._settle(claim, LeaseGone())
             raise self._overtaken() from exc
+        except HandOver as exc:
+            raise self._handed_over(exc.why) from None
         except Exception as exc:  # the boundary: every failure of a body is classified here
             self._failed(claim, exc, present)
             raise
         finally:
             running_now.reset(token)
-        if not guarded:
-            return value
-        settled = self._settle(claim, Resubmitted(present.said) if present.resubmitted else Returned(value))
-        if isinstance(settled, (Complete, PassThrough)):
-            return value
-        raise self._overtaken()
+        return self._returned(present, execution, value) if guarded else value
 
     # -- while the body runs ----------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """See :class:`~celery_guardrails.execution.Tether`."""
+        """See :class:`~celery_guardrails.tether.Tether`."""
         now: float = self.guard.now()
         return now
 
     def stopping(self) -> bool:
-        """See :class:`~celery_guardrails.execution.Tether`."""
+        """See :class:`~celery_guardrails.tether.Tether`."""
         return stopping.is_stopping()
 
     def ensure_live(self) -> None:
-        """See :class:`~celery_guardrails.execution.Tether`."""
+        """See :class:`~celery_guardrails.tether.Tether`."""
         self.guard.ensure_live(self.delivery)
 
     def recall(self, name: str) -> tuple[bool, Any]:
-        """See :class:`~celery_guardrails.execution.Tether`; a lease known to be lost is noticed before the work, not after it."""
+        """See :class:`~celery_guardrails.tether.Tether`; a lease known to be lost is noticed before the work, not after it."""
         if overtaken.marked(self.delivery.holder):
             self.ensure_live()
         done, value = self._steps.get(name) or self.guard.recall(self.claim, name)
         return done, value
 
     def remember(self, name: str, value: Any) -> None:
-        """See :class:`~celery_guardrails.execution.Tether`."""
+        """See :class:`~celery_guardrails.tether.Tether`."""
         self.guard.remember(self.delivery, name, value)
         self._steps[name] = (True, value)
+
+    def resume(self) -> Progress:
+        """See :class:`~celery_guardrails.tether.Tether`."""
+        return looping.resume(self)
+
+    def check(self, cursors: Mapping[str, Any]) -> None:
+        """See :class:`~celery_guardrails.tether.Tether`."""
+        looping.packed(self, cursors)
+
+    def keep(self, cursors: Mapping[str, Any], items: int, *, patient: bool) -> bool:
+        """See :class:`~celery_guardrails.tether.Tether`."""
+        return looping.keep(self, cursors, items, patient=patient)
+
+    def hand_over(self, why: str) -> None:
+        """See :class:`~celery_guardrails.tether.Tether`."""
+        raise HandOver(why)
+
+    def _tried(self) -> int:
+        self._flush()
+        return self.claim.progress.failures(attempt_number(self.delivery, self.claim))
+
+    def _flush(self) -> None:
+        """Save where the loops stand before the body's end is settled: what moved since the last save counts, and is not repeated."""
+        if self.execution is None:
+            return
+        try:
+            self.execution.flush()
+        except (LeaseLost, GuardrailsConfigError) as exc:
+            logger.warning("%s[%s]: its cursor is not saved: %s", self.task.name, self.delivery.task_id, exc)
 
     def _atomic(self, run: Running, args: Any, kwargs: Any) -> Any:
         """Run the body in a transaction that the completion commits with."""
@@ -216,8 +264,22 @@ class GuardedRun:
             raise Reject(exc, requeue=True) from exc
         return answer
 
+    def _returned(self, run: Running, execution: Execution, value: Any) -> Any:
+        if execution.left and not run.resubmitted:
+            logger.warning("%s[%s] has swallowed what ended its loop: it goes on all the same", self.task.name, self.delivery.task_id)
+            raise self._handed_over(execution.left)
+        settled = self._settle(self.claim, Resubmitted(run.said) if run.resubmitted else Returned(value))
+        if isinstance(settled, (Complete, PassThrough)):
+            return value
+        raise self._overtaken()
+
     def _overtaken(self) -> Ignore:
         return Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
+
+    def _handed_over(self, why: str) -> Ignore:
+        """Give the message back to its queue, and return what Celery shall see."""
+        self._settle(self.claim, Stopped(why))
+        return Ignore(f"{self.delivery.key!r}: its loop goes on in the next run ({why})")
 
     def _ignored(self, claim: Claim, run: Running, guarded: bool) -> None:
         """Settle an ``Ignore``: that of ``self.replace()``, or the body's own."""
@@ -258,7 +320,11 @@ class GuardedRun:
         report = error_report(exc, outcome) if exc is not None else None
 
         def settle() -> Verdict:
-            verdict: Verdict = self.guard.settle(self.delivery, claim, outcome, self.limits, error=report, retention=retention)
+            present = claim
+            if isinstance(outcome, (Raised, Resubmitted, Rejected, Stopped)):
+                self._flush()
+                present = self.claim
+            verdict: Verdict = self.guard.settle(self.delivery, present, outcome, self.limits, error=report, retention=retention)
             return verdict
 
         try:
@@ -277,7 +343,9 @@ class GuardedRun:
             raise Ignore(f"{self.delivery.key!r}: {verdict.why}, looked at again in {verdict.delay:.1f} s")
         if isinstance(verdict, Skip):
             raise Ignore(f"{self.delivery.key!r} has completed already")
-        raise refusal(verdict.reason if isinstance(verdict, (DeadLetterNow, Fail)) else "poison", self.delivery)
+        if isinstance(verdict, (DeadLetterNow, Fail)):
+            raise refusal(verdict.reason, self.delivery, verdict.why)
+        raise refusal("poison", self.delivery)
 
 
 def error_report(exc: BaseException, outcome: Outcome | None = None) -> ErrorReport:

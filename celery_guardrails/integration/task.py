@@ -179,13 +179,13 @@ class GuardMixin:
         limit = max_retries if max_retries is not None else self.max_retries
         if limit is None:
             # Celery raises once retries + 1 is above the limit; our attempts are counted from the message's own history
-            max_retries = request.retries + max(0, self.retry_policy.max_attempts - running.attempt)
+            max_retries = request.retries + max(0, self.retry_policy.max_attempts - running.tried())
         error = exc if isinstance(exc, BaseException) else sys.exc_info()[1]
         waited, said = running.delivery.travel.waited, self._said_of(error)
         running.said = "" if said is None else said.kind
         if eta is None and countdown is None and self.default_retry_delay == CeleryTask.default_retry_delay:  # type: ignore[attr-defined]
             countdown = waited = self.retry_policy.delay(
-                running.attempt,
+                running.tried(),
                 self.guardrails.clock.fraction(),
                 previous=running.delivery.travel.waited,
                 retry_after=None if said is None else said.retry_after,

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from .progress import Progress
+
 __all__ = [
     "Claim",
     "ClaimState",
@@ -24,6 +26,9 @@ __all__ = [
     "reset",
     "save_step",
 ]
+
+
+_NOWHERE = Progress()
 
 
 class RecordState(str, Enum):
@@ -114,6 +119,7 @@ class Claim:
         result: of the completed key.
         steps: the recovery points that are done (claimed).
         now: unix time in seconds by the store's clock, which all workers share; None where the store did not say.
+        progress: of the task's loops, which the guard reads from a step (claimed).
     """
 
     state: ClaimState
@@ -126,6 +132,7 @@ class Claim:
     result: StoredResult | None = None
     steps: Mapping[str, StoredResult] = field(default_factory=dict)
     now: float | None = field(default=None, compare=False)
+    progress: Progress = _NOWHERE
 
 
 def claim(

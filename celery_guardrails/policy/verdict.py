@@ -91,7 +91,9 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The worker is stopping and the body gave up, or was killed, because of it."""
+    """The body left off where it can go on, because the worker is stopping or its own time is up."""
+
+    why: str = "stopped"
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class DeadLetterNow:
     reason: str
     attempts: int
     crashes: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ class Fail:
     """The task has failed, as in plain Celery; nothing is dead-lettered."""
 
     reason: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class Limits:
         store_failure: ``"defer"`` or ``"open"``.
         busy_cap: seconds, the longest wait before a held key is looked at again.
         resource: what the task calls, or None.
+        max_stalls: runs in a row that may leave the loops of a task where they found them without a charge.
     """
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -209,6 +214,7 @@ class Limits:
     store_failure: str = "defer"
     busy_cap: float = 60.0
     resource: Resource | None = None
+    max_stalls: int = 5
 
 
 #: Seconds before a message that found its store away is looked at again: first step and cap.
@@ -267,9 +273,9 @@ def decide(delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *
             return PassThrough()
         return _dead(delivery, claim, limits, "rejected")
     if isinstance(outcome, Stopped):
-        return HandBack(0.0, "stopped")
+        return HandBack(0.0, outcome.why)
     if isinstance(outcome, Lost):
-        if outcome.crashes >= limits.max_crashes:
+        if claim.progress.losses(outcome.crashes) >= limits.max_crashes:
             return _dead(delivery, claim, limits, "poison", charged=0, crashes=outcome.crashes)
         return HandBack(0.0, "crashed")
     return HandBack(BUSY_STEP, "lease lost")
@@ -298,10 +304,13 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
         return HandBack(min(claim.wait, step) + 0.25 * fraction, "held")
     if claim.state is ClaimState.REFUSED:
         return HandBack(_until_deadline(_resource_wait(delivery, claim, fraction), deadline, now), claim.why)
-    if claim.crashes >= limits.max_crashes:
+    if claim.progress.losses(claim.crashes) >= limits.max_crashes:
         return _dead(delivery, claim, limits, "poison", charged=0)
     if expired:
         return _dead(delivery, claim, limits, "deadline", charged=0)
+    stalls = claim.progress.stalled(attempt_number(delivery, claim) - 1, claim.crashes)
+    if stalls >= limits.max_stalls:
+        return _dead(delivery, claim, limits, "exhausted", charged=0, why=_stalled(claim, stalls))
     return Run(attempt_number(delivery, claim), deadline)
 
 
@@ -310,20 +319,29 @@ def _failed(delivery: Delivery, claim: Claim, outcome: Raised, limits: Limits, n
     if kind in (PERMANENT, POISON):
         return _dead(delivery, claim, limits, outcome.reason or kind)
     attempt = attempt_number(delivery, claim)
-    if attempt >= limits.retry.max_attempts:
+    tried = claim.progress.failures(attempt)
+    if tried >= limits.retry.max_attempts:
         return _dead(delivery, claim, limits, "exhausted")
-    delay = limits.retry.delay(attempt, fraction, previous=delivery.travel.waited, retry_after=outcome.classification.retry_after)
+    delay = limits.retry.delay(tried, fraction, previous=delivery.travel.waited, retry_after=outcome.classification.retry_after)
     deadline = deadline_of(delivery, limits)
     if deadline is not None and now + delay >= deadline:
         return _dead(delivery, claim, limits, "deadline")
     return RetryIn(delay, attempts=attempt, throttled=kind == THROTTLED)
 
 
-def _dead(delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, charged: int = 1, crashes: int | None = None) -> Verdict:
+def _dead(
+    delivery: Delivery, claim: Claim, limits: Limits, reason: str, *, charged: int = 1, crashes: int | None = None, why: str = ""
+) -> Verdict:
+    if reason == "poison" and claim.progress.saved_at is not None:
+        why = f"a loop of it stands at the cursor {claim.progress.where()}"
     if not limits.dead_letter:
-        return Fail(reason)
+        return Fail(reason, why)
     attempts = attempt_number(delivery, claim) - 1 + charged
-    return DeadLetterNow(reason, attempts=attempts, crashes=claim.crashes if crashes is None else crashes)
+    return DeadLetterNow(reason, attempts=attempts, crashes=claim.crashes if crashes is None else crashes, why=why)
+
+
+def _stalled(claim: Claim, stalls: int) -> str:
+    return f"its loop has left the cursor {claim.progress.where()} {stalls} times where it was (guardrails_max_stalls)"
 
 
 def _until_deadline(delay: float, deadline: float | None, now: float) -> float:

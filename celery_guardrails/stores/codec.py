@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kombu import serialization
 
 from ..events import Event, ResultNotKept
 from ..policy.lease import StoredResult
+from ..policy.progress import PROGRESS, Progress
 
-__all__ = ["KombuCodec"]
+__all__ = ["KombuCodec", "progress_of"]
+
+_JSON = "application/json"
 
 
 class KombuCodec:
@@ -47,3 +50,22 @@ class KombuCodec:
         if result is None or result.content_type is None:
             return None
         return serialization.loads(result.data, result.content_type, result.content_encoding or "utf-8", accept=self._accept)
+
+    def pack(self, value: Any) -> StoredResult:
+        """See :class:`~celery_guardrails.ports.ResultCodec`."""
+        content_type, encoding, data = serialization.dumps(value, serializer="json")
+        return StoredResult(content_type, encoding, data.encode("utf-8") if isinstance(data, str) else bytes(data))
+
+    def unpack(self, kept: StoredResult) -> Any:
+        """See :class:`~celery_guardrails.ports.ResultCodec`."""
+        return _unpacked(kept)
+
+
+def _unpacked(kept: StoredResult) -> Any:
+    return serialization.loads(kept.data, kept.content_type, kept.content_encoding or "utf-8", accept={_JSON})
+
+
+def progress_of(steps: Mapping[str, StoredResult]) -> Progress | None:
+    """Return how far the loops of a key have come, as its recovery points say, or None where it has none."""
+    kept = steps.get(PROGRESS)
+    return None if kept is None else Progress.from_value(_unpacked(kept))

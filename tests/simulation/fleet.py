@@ -46,6 +46,12 @@ class JsonCodec:
     def decode(self, result: StoredResult | None) -> Any:
         return None if result is None else json.loads(result.data)
 
+    def pack(self, value: Any) -> StoredResult:
+        return self.encode(value, "")
+
+    def unpack(self, kept: StoredResult) -> Any:
+        return json.loads(kept.data)
+
 
 @dataclass
 class Run:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from celery_guardrails.execution import current_execution
 from celery_guardrails.policy.breaker import CircuitBreaker, Condition
 from celery_guardrails.policy.budget import RetryBudget
 from celery_guardrails.policy.resource import Resource
@@ -193,6 +195,51 @@ def test_a_step_that_is_done_is_not_done_again(seed: int) -> None:
     fleet.go()
     assert not fleet.letters()
     check_steps(fleet, "reserve", "charge")
+
+
+@every_seed
+def test_a_loop_skips_no_row_whatever_happens(seed: int) -> None:
+    """Workers die, freeze, are cut off, fail and hand over in the middle of loops; saves are lost, or come late."""
+    world = World(seed)
+    fleet, done = looping(world)
+    assert not set(fleet.letters().values()) - {"exhausted"}
+    for name, key in fleet.published.items():
+        assert name in fleet.letters() or set(done[key]) == set(ROWS), done
+
+
+@every_seed
+def test_without_faults_a_loop_handles_each_row_once_however_often_it_fails_and_hands_over(seed: int) -> None:
+    world = World(seed, faults=0.0)
+    fleet, done = looping(world)
+    assert not fleet.letters(), "twelve attempts at each row are enough, and more were made in all"
+    assert {key: sorted(rows) for key, rows in done.items()} == {key: list(ROWS) for key in fleet.keys}
+
+
+ROWS = range(1, 9)
+
+
+def looping(world: World) -> tuple[Fleet, dict[str, list[int]]]:
+    """Let a fleet run a loop, complain if one goes on behind a row that nobody has handled; return which rows were handled."""
+    limits = Limits(retry=RetryPolicy(max_attempts=12, base=0.1, cap=0.5), max_crashes=1000, max_stalls=1000)
+    done: dict[str, list[int]] = defaultdict(list)
+
+    def body(fleet: Fleet, run: Run) -> Any:
+        def rows_after(cursor: int | None) -> Iterator[tuple[int, int]]:
+            skipped = set(range(1, (cursor or 0) + 1)) - set(done[run.key])
+            if skipped:
+                world.complain(f"{run.key} goes on at {cursor}, and nobody has handled {sorted(skipped)}")
+            yield from ((row, row) for row in ROWS if row > (cursor or 0))
+
+        for row in current_execution().resume(rows_after, save_seconds=world.random.choice((0.0, 1.0, 5.0)), max_seconds=6.0):
+            fleet.work()
+            if world.random.random() < 0.3:
+                raise ConnectionError
+            done[run.key].append(row)
+        return "done"
+
+    fleet = Fleet(world, body, limits=limits, operator=world.faults > 0)
+    fleet.go()
+    return fleet, done
 
 
 @every_seed

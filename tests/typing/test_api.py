@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from celery import Celery
 
 import celery_guardrails as api
@@ -38,6 +40,17 @@ def check_execution(now: Execution) -> None:
     assert (left, stop, parts) == (None, False, ("k", 1, 1, 1, None))
 
 
+def check_loops(now: Execution) -> None:
+    def rows_after(cursor: int | None) -> Iterator[tuple[int, str]]:
+        yield from ((row, f"row {row}") for row in range((cursor or 0) + 1, 4))
+
+    rows: Iterator[str] = now.resume(rows_after, name="rows", save_seconds=1.0, max_seconds=60.0)
+    texts: list[str] = list(rows)
+    page: int = now.cursor("pages") or 1
+    now.checkpoint(page + 1, name="pages")
+    assert (texts, now.cursor("pages")) == (["row 1", "row 2", "row 3"], 2)
+
+
 def check_alerts(rails: Guardrails) -> None:
     rails.alert(webhook="https://hooks.example.com/x", rate="20/30s", every=60.0, quiet=3600.0, where={"task": ["shop.*"], "queue": "q"})
     rails.alert(lambda alert: alert.letters, new=False)
@@ -68,6 +81,7 @@ def test_the_types_of_the_api_are_what_they_say() -> None:
     check_classification()
     check_errors()
     check_execution(Execution("k", 1, 1, 1, None))
+    check_loops(Execution("k", 1, 1, 1, None))
     check_guardrails()
 
 

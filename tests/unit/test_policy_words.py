@@ -13,6 +13,7 @@ from celery_guardrails.policy.delivery import Delivery, Travel, of_one_delivery
 from celery_guardrails.policy.history import PastAttempt, PastDeath
 from celery_guardrails.policy.lease import Claim, ClaimState, Record, RecordState, StoredResult, release
 from celery_guardrails.policy.lease import claim as take
+from celery_guardrails.policy.progress import Progress
 from celery_guardrails.policy.retry import RetryPolicy
 from celery_guardrails.policy.verdict import DeadLetterNow, Limits, PassThrough, Rejected, Run
 
@@ -62,7 +63,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
     [
         (StoredResult(), (None, None, b"", "")),
         (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {})),
-        (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None)),
+        (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None, Progress())),
         (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), (), ())),
         (PastAttempt(), (0, 0.0, "", "", "", "", 0)),
         (PastDeath(), ("", "", None)),
@@ -74,9 +75,9 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         ),
         (Rejected(), (False,)),
         (Run(1, None), (1, None, True)),
-        (DeadLetterNow("poison", 1), ("poison", 1, 0)),
+        (DeadLetterNow("poison", 1), ("poison", 1, 0, "")),
         (PassThrough(), (0, False)),
-        (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0, None)),
+        (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0, None, 5)),
         (RetryPolicy(), (12, 1.0, 600.0, "full", None, True)),
     ],
     ids=lambda value: type(value).__name__,

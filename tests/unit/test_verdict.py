@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from celery_guardrails.policy.classification import Classification
 from celery_guardrails.policy.delivery import Delivery, Travel
 from celery_guardrails.policy.lease import Claim, ClaimState, StoredResult
+from celery_guardrails.policy.progress import Progress
 from celery_guardrails.policy.retry import RetryPolicy
 from celery_guardrails.policy.verdict import (
     BUSY_STEP,
@@ -64,6 +65,13 @@ def claimed(**fields: Any) -> Claim:
     return Claim(ClaimState.CLAIMED, fence=1, **fields)
 
 
+def at(
+    cursor: Any = 41, *, attempts: int = 0, crashes: int = 0, stalls: int = 0, begun: tuple[int, int] | None = None, saved_at: Any = NOW
+) -> Progress:
+    """A loop at a cursor: charges when it came there, runs since that got nowhere, charges when the last one began there."""
+    return Progress({"": cursor}, items=41, saved_at=saved_at, attempts=attempts, crashes=crashes, stalls=stalls, begun=begun)
+
+
 def refused(why: str, wait: float, **fields: Any) -> Claim:
     return Claim(ClaimState.REFUSED, why=why, wait=wait, **fields)
 
@@ -84,6 +92,9 @@ def verdict(claim: Claim, outcome: Any, allowed: Limits | None = None, delivery:
 CLAIMED, BUSY, AWAY, CONFLICT = claimed(), Claim(ClaimState.BUSY, wait=40.0), Claim(ClaimState.UNAVAILABLE), Claim(ClaimState.CONFLICT)
 DONE_BY_ME, DONE_BY_OTHER, DONE_BLANK = (Claim(ClaimState.COMPLETED, result=result) for result in (MINE, OTHERS, None))
 FIRST, THIRD = given_delivery(), given_delivery(attempts=2)
+
+STANDS = "a loop of it stands at the cursor 41"
+STALLED = "its loop has left the cursor 41 5 times where it was (guardrails_max_stalls)"
 
 ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
     # claim             message  options and limits                 verdict
@@ -111,6 +122,22 @@ ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
     (claimed(crashes=3), FIRST, {"dead_letter": False}, Fail("poison")),
     (claimed(crashes=1), FIRST, {"max_crashes": 1}, DeadLetterNow("poison", attempts=0, crashes=1)),
     (claimed(crashes=3), FIRST, {"deadline": 50.0}, DeadLetterNow("poison", attempts=0, crashes=3)),
+    #    what was charged before a loop of it moved on does not count
+    (claimed(crashes=7, progress=at(crashes=5)), FIRST, {}, Run(1, None)),
+    (claimed(crashes=8, progress=at(crashes=5)), FIRST, {}, DeadLetterNow("poison", attempts=0, crashes=8, why=STANDS)),
+    (claimed(crashes=8, progress=at(crashes=5)), FIRST, {"dead_letter": False}, Fail("poison", why=STANDS)),
+    (claimed(attempts=9, progress=at(attempts=9)), FIRST, {}, Run(10, None)),
+    #    runs that left a loop where it was, and that nothing was charged for
+    (claimed(progress=at(stalls=3, begun=(0, 0))), FIRST, {}, Run(1, None)),
+    (claimed(progress=at(stalls=4, begun=(0, 0))), FIRST, {}, DeadLetterNow("exhausted", attempts=0, why=STALLED)),
+    (claimed(progress=at(stalls=4, begun=(0, 0))), FIRST, {"max_stalls": 6}, Run(1, None)),
+    (claimed(progress=at(stalls=4, begun=(0, 0))), FIRST, {"dead_letter": False}, Fail("exhausted", why=STALLED)),
+    (claimed(progress=at(stalls=4, begun=(0, 0))), FIRST, {"deadline": 50.0}, DeadLetterNow("deadline", attempts=0)),
+    #    the last of them was charged: it is no stall, and clears none
+    (claimed(attempts=9, progress=at(attempts=8, stalls=4, begun=(8, 0))), FIRST, {}, Run(10, None)),
+    (claimed(crashes=1, progress=at(stalls=4, begun=(0, 0))), FIRST, {}, Run(1, None)),
+    (claimed(crashes=1, progress=at(stalls=5, begun=(0, 0))), FIRST, {}, DeadLetterNow("exhausted", attempts=0, crashes=1, why=STALLED)),
+    (claimed(progress=at(stalls=4, begun=(2, 0))), THIRD, {}, DeadLetterNow("exhausted", attempts=2, why=STALLED)),
     # -- another execution has it: at most until its lease ends, nothing charged
     (BUSY, FIRST, {}, HandBack(0.5 + 0.125, "held")),
     (BUSY, given_delivery(deferrals=3), {}, HandBack(4.0 + 0.125, "held")),
@@ -199,6 +226,11 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (RETRYABLE, CLAIMED, FIRST, {"max_attempts": 1}, DeadLetterNow("exhausted", attempts=1)),
     (RETRYABLE, CLAIMED, given_delivery(attempts=9), {}, DeadLetterNow("exhausted", attempts=10)),
     (RETRYABLE, CLAIMED, LAST, {"dead_letter": False}, Fail("exhausted")),
+    # -- but those before a loop of it moved on do not count, nor make the next one wait longer
+    (RETRYABLE, claimed(attempts=9, progress=at(attempts=9)), FIRST, {}, RetryIn(4.0, attempts=10)),
+    (RETRYABLE, claimed(attempts=11, progress=at(attempts=9)), FIRST, {}, RetryIn(16.0, attempts=12)),
+    (RETRYABLE, claimed(attempts=12, progress=at(attempts=9)), FIRST, {}, DeadLetterNow("exhausted", attempts=13)),
+    (RETRYABLE, CLAIMED, given_delivery(attempts=9), {"max_attempts": 1}, DeadLetterNow("exhausted", attempts=10)),
     # -- the deadline would pass before the next attempt: 100 s are gone, 4 s would be waited
     (RETRYABLE, CLAIMED, FIRST, {"deadline": 104.1}, RetryIn(4.0, attempts=1)),
     (RETRYABLE, CLAIMED, FIRST, {"deadline": 104.0}, DeadLetterNow("deadline", attempts=1)),
@@ -229,6 +261,7 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (Rejected(), CLAIMED, FIRST, {"dead_letter": False}, Fail("rejected")),
     # -- not its fault: a deploy, a lease that was taken
     (Stopped(), CLAIMED, LAST, {"deadline": 50.0, "dead_letter": False}, HandBack(0.0, "stopped")),
+    (Stopped("time is up"), CLAIMED, FIRST, {}, HandBack(0.0, "time is up")),
     (LeaseGone(), CLAIMED, FIRST, {}, HandBack(BUSY_STEP, "lease lost")),
     # -- the process vanished: crashes are counted, attempts are not
     (Lost(crashes=1), CLAIMED, FIRST, {}, HandBack(0.0, "crashed")),
@@ -237,6 +270,9 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (Lost(crashes=3), CLAIMED, THIRD, {}, DeadLetterNow("poison", attempts=2, crashes=3)),
     (Lost(crashes=1), CLAIMED, FIRST, {"max_crashes": 1}, DeadLetterNow("poison", attempts=0, crashes=1)),
     (Lost(crashes=3), CLAIMED, FIRST, {"dead_letter": False}, Fail("poison")),
+    #    and those before a loop of it moved on are forgiven
+    (Lost(crashes=7), claimed(progress=at(crashes=5)), FIRST, {}, HandBack(0.0, "crashed")),
+    (Lost(crashes=8), claimed(progress=at(crashes=5)), FIRST, {}, DeadLetterNow("poison", attempts=0, crashes=8, why=STANDS)),
 ]
 
 
@@ -254,6 +290,7 @@ claims = st.builds(
     crashes=st.integers(0, 5),
     wait=st.floats(0, 1000),
     result=st.sampled_from([None, MINE, OTHERS]),
+    progress=st.builds(at, st.integers(), attempts=st.integers(0, 20), crashes=st.integers(0, 5), stalls=st.integers(0, 9)),
 )
 deliveries = st.builds(
     given_delivery,
@@ -292,7 +329,8 @@ def test_every_row_has_a_verdict_and_its_numbers_are_sound(
     deadline = deadline_of(delivery, allowed)
     if isinstance(found, RetryIn):
         assert 0 <= found.delay <= allowed.retry.cap
-        assert found.attempts == attempt_number(delivery, claim) < allowed.retry.max_attempts
+        assert found.attempts == attempt_number(delivery, claim)
+        assert claim.progress.failures(found.attempts) < allowed.retry.max_attempts
         assert deadline is None or NOW + found.delay < deadline
     if isinstance(found, Run):
         assert deadline is None or deadline > NOW

@@ -22,6 +22,7 @@ from kombu.transport import virtual
 from ..dead_letters.letter import DeadLetter
 from ..errors import GuardrailsConfigError, GuardrailsError
 from ..events import Event, Started
+from ..integration import stopping
 from ..integration.app import Guardrails, ensure_guardrails
 from ..integration.parts import Parts
 from ..policy.delivery import RawMessage
@@ -327,6 +328,16 @@ class Harness:
             raise GuardrailsError("crash() is for a task's body; crash_at(point) plans one from outside")
         CrashPlan("before_effect", how)  # refuses what it does not know
         self._worker.crash(how)
+
+    def stop(self) -> None:
+        """Called within a task's body: its worker is told to stop (SIGTERM) here; the next delivery is another worker's.
+
+        Raises:
+            GuardrailsError: no body is running.
+        """
+        if not self._worker.in_body:
+            raise GuardrailsError("stop() is for a task's body: no worker is running one")
+        stopping.set_stopping()
 
     # -- what there is ----------------------------------------------------------------------------------------
 

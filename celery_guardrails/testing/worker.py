@@ -26,6 +26,7 @@ from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 
+from ..integration import stopping
 from ..integration.app import Guardrails
 from ..integration.mainstate import state
 from ..integration.strategy import SHORT, seconds_to_wait
@@ -96,8 +97,9 @@ class InlineWorker:
 
     def handle(self, number: int, queue: str, message: RawMessage) -> None:
         """Do with a message in hand what a worker does."""
-        run, before, consumer = _Run(), _state._tls.current_app, state.consumer
+        run, before, consumer, stopped = _Run(), _state._tls.current_app, state.consumer, stopping.is_stopping()
         self._runs.append(run)
+        stopping.reset()  # within the body of a worker that stops it is another one
         redelivered = number in self.known
         self.known.add(number)
         self.app.set_current()
@@ -115,6 +117,7 @@ class InlineWorker:
             if run.request is not None:
                 self._forget(run.request)
             state.consumer = consumer
+            (stopping.set_stopping if stopped else stopping.reset)()
             _state._set_current_app(before)
             self._runs.pop()
 

@@ -650,3 +650,90 @@ def test_a_store_may_also_be_one_that_is_open_already(shop):
     harness.close()
     assert store.lookup("charge:7").state is RecordState.COMPLETED
     assert "complete" not in vars(store)
+
+
+# -- a worker that is told to stop ------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_told_to_stop_within_a_loop_and_another_goes_on(shop, harness):
+    handled: list[int] = []
+
+    @shop.task("import", key="import:{name}")
+    def import_rows(name: str) -> int:
+        def rows_after(cursor: int | None) -> Iterator[tuple[int, int]]:
+            yield from ((row, row) for row in range((cursor or 0) + 1, 11))
+
+        for row in current_execution().resume(rows_after):
+            handled.append(row)
+            if row in (3, 7) and handled.count(row) == 1:
+                harness.stop()
+                assert current_execution().should_stop()
+        return len(handled)
+
+    result = import_rows.delay("a")
+    harness.deliver()
+    assert handled == [1, 2, 3]
+    assert shop.rails.progress("import:a").cursors == {"": 3}
+    assert len(harness.waiting) == 1, "it is back at once"
+    harness.drain()
+    assert handled == list(range(1, 11))
+    assert (result.get(), harness.attempts(result.id), harness.runs(result.id)) == (10, 1, 3)
+    assert [event.why for event in harness.events if isinstance(event, HandedBack)] == ["stopped", "stopped"]
+    assert shop.rails.progress("import:a") is None
+
+
+def test_a_worker_that_stops_leaves_the_others_alone(shop, harness):
+    def during() -> None:
+        harness.stop()
+        shop.during = lambda: None
+        shop.charge.delay(8)
+        harness.deliver()
+        assert shop.effects == {7: 1, 8: 1}, "another worker has run it"
+        assert current_execution().should_stop()
+
+    shop.during = during
+    result = shop.charge.delay(7)
+    harness.drain()
+    assert result.get() == "paid 7"
+
+
+def test_outside_a_body_there_is_no_worker_to_stop(shop, harness):
+    with pytest.raises(GuardrailsError, match=r"stop\(\) is for a task's body"):
+        harness.stop()
+
+
+def test_a_loop_goes_on_at_its_last_save_after_a_crash(shop, harness):
+    handled: list[int] = []
+
+    @shop.task("import", key="import:{name}")
+    def import_rows(name: str) -> None:
+        for row in current_execution().resume(lambda cursor: ((n, n) for n in range((cursor or 0) + 1, 7))):
+            handled.append(row)
+            harness.advance(1.0)
+            if len(handled) == 5:
+                harness.crash()
+
+    import_rows.delay("a")
+    harness.drain()
+    assert handled == [1, 2, 3, 4, 5, 5, 6]
+    assert harness.dead_letters == []
+
+
+def test_self_retry_in_a_loop_counts_from_where_the_loop_came_last(shop, harness):
+    handled: list[int] = []
+
+    @shop.task("import", key="import:{name}", retry=POLICY, bind=True)
+    def import_rows(self: Any, name: str) -> str:
+        for row in current_execution().resume(lambda cursor: ((n, n) for n in range((cursor or 0) + 1, 6))):
+            if row > 1 and handled.count(-row) < 2:  # each row but the first fails twice, and three attempts are allowed
+                handled.append(-row)
+                raise self.retry(exc=ConnectionError("gone"))
+            handled.append(row)
+        return "done"
+
+    result = import_rows.delay("a")
+    harness.drain()
+    assert result.get() == "done"
+    assert [row for row in handled if row > 0] == [1, 2, 3, 4, 5]
+    assert harness.attempts(result.id) == 9
+    assert harness.dead_letters == []

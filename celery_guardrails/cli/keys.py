@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ..dead_letters.render import fields_text, lease_data, moment, printable, record_data, table
+from ..dead_letters.render import fields_text, lease_data, moment, printable, progress_data, record_data, shown, table
+from ..errors import GuardrailsConfigError, StoreUnavailable
 from ..policy.lease import RecordState
 from .base import Command, echo_array, echo_json, json_option, rails
 
-__all__ = ["break_lease", "forget", "leases", "lookup"]
+__all__ = ["break_lease", "forget", "leases", "lookup", "progress_of_key"]
+
+
+def progress_of_key(key: str | None) -> dict[str, Any]:
+    """Return how far the loops of a key have come; nothing where there are none, or the store does not answer."""
+    try:
+        record = rails().lookup(key) if key else None
+    except (StoreUnavailable, GuardrailsConfigError):
+        return {}
+    return {} if record is None else progress_data(record)
 
 
 @click.command("lookup", cls=Command)
 @click.argument("key")
 @json_option
 def lookup(key: str, as_json: bool) -> None:
-    """Show what the store remembers of an idempotency key; exit code 1 where it remembers nothing."""
+    """Show what the store remembers of an idempotency key; exit code 1 where it remembers nothing.
+
+    Of a task that loops with resume() it shows how far that is: cursor, items handled, when that was saved, and how many runs
+    in a row have got no further.
+    """
     record = rails().lookup(key)
     data = None if record is None else record_data(key, record)
     if as_json:
@@ -76,13 +92,14 @@ def leases(older: float, as_json: bool) -> None:
             data["fence"],
             data["attempts"],
             data["crashes"],
+            shown(data.get("cursor")),
         )
         for data in sorted(found, key=lambda data: -data["age"])
     ]
     if not rows:
         click.echo("no key is held", err=True)
         return
-    for line in table(("KEY", "HELD BY", "SINCE", "AGE", "LEFT", "FENCE", "ATTEMPTS", "CRASHES"), iter(rows)):
+    for line in table(("KEY", "HELD BY", "SINCE", "AGE", "LEFT", "FENCE", "ATTEMPTS", "CRASHES", "CURSOR"), iter(rows)):
         click.echo(line)
 
 

@@ -17,6 +17,7 @@ from ..dead_letters.filters import Filter
 from ..dead_letters.pace import parse_rate
 from ..dead_letters.render import (
     failure_lines,
+    fields_text,
     group_data,
     letter_data,
     letter_text,
@@ -30,6 +31,7 @@ from ..dead_letters.render import (
 from ..dead_letters.reports import DiscardReport, OnProgress, Progress, ReplayReport
 from ..errors import GuardrailsConfigError
 from .base import Command, echo_array, echo_json, json_option
+from .keys import progress_of_key
 from .letter_options import acting_options, dry_run_option, filter_options, ids_argument, place_options, service_of, state_option
 from .replaying import Speed, chosen_edit, edit_options, stop_between_letters
 
@@ -114,13 +116,21 @@ def groups(as_json: bool, queued: bool, archived: bool, state: str, **options: A
 @place_options
 @json_option
 def show(identifier: str, queued: bool, archived: bool, as_json: bool) -> None:
-    """Show one dead letter, by its identifier or its whole task id: arguments, error, traceback, headers, where it lies."""
+    """Show one dead letter, by its identifier or its whole task id: arguments, error, traceback, headers, where it lies.
+
+    Of a task that loops with resume() also how far it has come: a replay goes on there.
+    """
     letter = service_of(queued=queued, archived=archived).show(identifier)
+    progress = progress_of_key(letter.key)
     if as_json:
-        echo_json(letter_data(letter, full=True))
+        echo_json({**letter_data(letter, full=True), **({"progress": progress} if progress else {})})
         return
     for line in letter_text(letter):
         click.echo(line)
+    if progress:
+        click.echo("\nits loop, where a replay goes on:")
+        for line in fields_text(progress):
+            click.echo(line)
 
 
 @dead_letters.command("replay", cls=Command)

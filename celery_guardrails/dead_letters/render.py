@@ -12,6 +12,8 @@ from typing import Any
 
 from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER
 from ..policy.lease import Record
+from ..policy.progress import PROGRESS
+from ..stores.codec import progress_of
 from .letter import DeadLetter
 from .reports import DiscardReport, Group, ReplayReport
 
@@ -25,6 +27,7 @@ __all__ = [
     "moment",
     "plain",
     "printable",
+    "progress_data",
     "record_data",
     "replay_lines",
     "report_data",
@@ -236,7 +239,8 @@ def record_data(key: str, record: Record) -> dict[str, Any]:
     data = {"key": key, **record.__dict__, "state": record.state.value}
     result = record.result
     data["until"], data["claimed_at"] = moment(record.until or None), moment(record.claimed_at or None)
-    data["steps"] = sorted(record.steps)
+    data["steps"] = _steps(record)
+    data.update(progress_data(record))
     data["result"] = None if result is None else {"task_id": result.task_id, "kept": result.has_value, "bytes": len(result.data)}
     return data
 
@@ -254,8 +258,26 @@ def lease_data(key: str, record: Record, now: float) -> dict[str, Any]:
         "fence": record.fence,
         "attempts": record.attempts,
         "crashes": record.crashes,
-        "steps": sorted(record.steps),
+        "steps": _steps(record),
+        **progress_data(record),
     }
+
+
+def _steps(record: Record) -> list[str]:
+    return sorted(name for name in record.steps if name != PROGRESS)
+
+
+def progress_data(record: Record) -> dict[str, Any]:
+    """Return how far the loops of a key have come as values of JSON types; nothing where it has none.
+
+    The cursor is that of the loop without a name, or a mapping of the names.
+    """
+    progress = progress_of(record.steps)
+    if progress is None:
+        return {}
+    cursors = dict(progress.cursors)
+    cursor = cursors.get("") if set(cursors) <= {""} else cursors
+    return {"cursor": plain(cursor), "items": progress.items, "saved_at": moment(progress.saved_at), "stalls": progress.stalls}
 
 
 def letters_text(number: int) -> str:

@@ -38,6 +38,7 @@ _NOT_ITS_OWN = {
     "SoftTimeLimitExceeded": "a time limit struck it, and the harness has none",
     "WorkerLostError": "its process was lost",
     "DeadlineExceeded": "it waited, or ran, past its deadline",
+    "NoProgress": "its loop was resumed again and again and got nowhere, each time for want of time",
 }
 _WIDTH = 100
 _COMMENT_LIMIT = 400

@@ -20,6 +20,8 @@ from celery_guardrails.dead_letters.redaction import HIDDEN
 from celery_guardrails.dead_letters.render import moment, printable, table
 from celery_guardrails.errors import PublishFailed, StoreUnavailable
 from celery_guardrails.policy.lease import RecordState, StoredResult
+from celery_guardrails.policy.progress import PROGRESS, Progress
+from celery_guardrails.stores.codec import KombuCodec
 from tests.support.dead_letters import Kit, task_message
 
 LETTER_FIELDS = set(
@@ -82,7 +84,7 @@ def test_leases_lists_who_holds_what_since_when(shop):
     shop.store.claim("done", holder="h", fingerprint=None, lease=60)
     shop.store.complete("done", holder="h", fingerprint=None, fence=1, result=StoredResult(), retention=60)
     lines = shop.run("leases").stdout.splitlines()
-    assert lines[0].split() == ["KEY", "HELD", "BY", "SINCE", "AGE", "LEFT", "FENCE", "ATTEMPTS", "CRASHES"]
+    assert lines[0].split() == ["KEY", "HELD", "BY", "SINCE", "AGE", "LEFT", "FENCE", "ATTEMPTS", "CRASHES", "CURSOR"]
     assert len(lines) == 2
     assert "charge:7" in lines[1]
     assert "celery@host/12" in lines[1]
@@ -316,6 +318,57 @@ def test_lookup_shows_the_record_of_a_key(shop):
     text = shop.run("lookup", "charge:7").stdout
     assert re.search(r"^state +completed$", text, re.MULTILINE)
     assert json.loads(shop.run("lookup", "charge:7", "--json").stdout)["result"] == {"task_id": "id", "kept": True, "bytes": 3}
+
+
+def looping(shop: Shop, key: str = "charge:7", cursor: Any = 41) -> None:
+    """The task of this key loops, and stands at a cursor."""
+    shop.store.claim(key, holder="h", fingerprint=None, lease=10, owner="w1@host")
+    progress = Progress({"": cursor}, items=812, saved_at=1_700_000_000.0, stalls=2)
+    value = KombuCodec("json", ["json"], 1000, lambda _: None).pack(progress.to_value())
+    shop.store.save_step(key, holder="h", name=PROGRESS, value=value)
+
+
+def test_lookup_shows_how_far_a_loop_has_come(shop):
+    looping(shop)
+    data = json.loads(shop.run("lookup", "charge:7", "--json").stdout)
+    assert {name: data[name] for name in ("cursor", "items", "saved_at", "stalls", "steps")} == {
+        "cursor": 41,
+        "items": 812,
+        "saved_at": "2023-11-14T22:13:20.000Z",
+        "stalls": 2,
+        "steps": [],
+    }
+    assert re.search(r"^cursor +41$", shop.run("lookup", "charge:7").stdout, re.MULTILINE)
+
+
+def test_leases_shows_where_loops_stand(shop):
+    looping(shop, cursor=["2026-01-02", "\x1b[31mred"])
+    (line,) = shop.run("leases").stdout.splitlines()[1:]
+    assert line.endswith('["2026-01-02", "\\u001b[31mred"]')
+    (data,) = json.loads(shop.run("leases", "--json").stdout)
+    assert (data["cursor"], data["items"]) == (["2026-01-02", "\x1b[31mred"], 812)
+
+
+def test_a_dead_letter_shows_where_a_replay_goes_on(shop):
+    shop.bury()
+    (letter,) = shop.ids()
+    assert "progress" not in shop.json("show", letter)
+    key = shop.json("show", letter)["key"]
+    looping(shop, key)
+    assert shop.json("show", letter)["progress"]["cursor"] == 41
+    text = shop.letters("show", letter).stdout
+    assert re.search(r"where a replay goes on:\ncursor +41$", text, re.MULTILINE)
+
+
+def test_a_dead_letter_is_shown_while_the_store_is_away(shop):
+    shop.bury()
+    (letter,) = shop.ids()
+
+    def away(_: str) -> None:
+        raise StoreUnavailable("down")
+
+    shop.rails.lookup = away
+    assert "progress" not in shop.json("show", letter)
 
 
 def test_lookup_of_an_unknown_key_makes_exit_code_1(shop):

@@ -190,7 +190,10 @@ def test_what_did_not_die_in_its_body_is_refused(reason):
         reproduction(a_letter(7, reason=reason))
 
 
-@pytest.mark.parametrize("error", ["billiard.exceptions.TimeLimitExceeded", "celery_guardrails.errors.DeadlineExceeded"])
+@pytest.mark.parametrize(
+    "error",
+    ["billiard.exceptions.TimeLimitExceeded", "celery_guardrails.errors.DeadlineExceeded", "celery_guardrails.errors.NoProgress"],
+)
 def test_what_the_harness_has_not_is_refused(error):
     with pytest.raises(DeadLetterError, match="would show nothing"):
         reproduction(a_letter(7, reason="deadline", error=error))

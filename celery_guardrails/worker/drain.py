@@ -50,6 +50,9 @@ class Drain(bootsteps.Step):
         signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
         signals.worker_shutdown.connect(self.on_shutdown, weak=False)
+        self._wait_softly = getattr(w, "wait_for_soft_shutdown", None)
+        if self._wait_softly is not None:
+            w.wait_for_soft_shutdown = self.on_soft_shutdown
         self._pid = os.getpid()
         atexit.register(self._at_exit)
 
@@ -68,6 +71,12 @@ class Drain(bootsteps.Step):
         if how == "Cold":
             state.killing = True  # Celery kills the children now: that is no crash of theirs
         self._told.set()
+
+    def on_soft_shutdown(self) -> None:
+        """A soft shutdown begins (Celery 5.5): it comes before the signal (celery/apps/worker.py), and is the time to end loops in."""
+        stopping.set_stopping()
+        if self._wait_softly is not None:
+            self._wait_softly()
 
     def on_shutdown(self, **_: Any) -> None:
         """The pool is gone: what it did not finish starts at once elsewhere, and does not wait for its lease to end."""

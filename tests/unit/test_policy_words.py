@@ -78,6 +78,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (DeadLetterNow("poison", 1), ("poison", 1, 0, "")),
         (PassThrough(), (0, False)),
         (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0, None, 5)),
+        (Progress(), ({}, 0, None, 0, 0, 0, None)),
         (RetryPolicy(), (12, 1.0, 600.0, "full", None, True)),
     ],
     ids=lambda value: type(value).__name__,

@@ -117,6 +117,7 @@ def test_counts_are_never_below_nothing_and_never_more_than_was_charged(progress
         ({"a": 1, "b": [2]}, "{'a': 1, 'b': [2]}"),
         ({"a": 1}, "{'a': 1}"),
         ({"": "x" * 500}, "'" + "x" * 198 + "…"),
+        ({"": "x" * 198}, "'" + "x" * 198 + "'"),
     ],
 )
 def test_people_are_shown_where_it_stands(cursors: dict[str, Any], shown: str) -> None:

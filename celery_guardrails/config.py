@@ -42,6 +42,10 @@ class Settings:
         archive_keep_days: workers delete letters that were replayed or discarded, and archived so many days ago, or None.
         archive_keep_count: of those they keep so many, or None.
         redact: what is hidden of dead letters beside secrets: names, or a callable or its dotted path; None for nothing.
+        watch_leaks: compare what the process has before and after each task.
+        recycle_on_leak: and replace a prefork process whose task leaks, after it has finished.
+        leak_runs: runs of a task in one process that must each have left something behind before it is named.
+        leak_memory: bytes that the runs of a task must have added before it is named.
     """
 
     store: str | None = None
@@ -66,6 +70,10 @@ class Settings:
     archive_keep_days: float | None = None
     archive_keep_count: int | None = None
     redact: Sequence[str] | str | Callable[[Any], Any] | None = None
+    watch_leaks: bool = False
+    recycle_on_leak: bool = False
+    leak_runs: int = 3
+    leak_memory: int = 67108864
 
     def __post_init__(self) -> None:
         for name, (allowed, test) in _RULES.items():
@@ -97,6 +105,10 @@ class Settings:
 
 def _positive(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _text(value: Any) -> bool:
@@ -140,4 +152,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "None, a list of names, or a callable or its dotted path ('shop.privacy.redact')",
         lambda v: v is None or callable(v) or (_text(v) and _dotted(v)) or (isinstance(v, (list, tuple)) and all(map(_text, v))),
     ),
+    "watch_leaks": ("True or False", _flag),
+    "recycle_on_leak": ("True or False", _flag),
+    "leak_runs": ("a whole number of at least 2", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 2),
+    "leak_memory": ("a whole number of bytes of at least 1", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1),
 }

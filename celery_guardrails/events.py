@@ -9,6 +9,7 @@ from typing import Union
 from .policy.deadletter import DeathCertificate
 
 __all__ = [
+    "Abandoned",
     "BreakerMoved",
     "Completed",
     "Crashed",
@@ -17,11 +18,14 @@ __all__ = [
     "HandedBack",
     "LeaseTaken",
     "Listener",
+    "Overran",
     "Replayed",
     "ResultNotKept",
     "Retrying",
     "Started",
+    "StillRunning",
     "StoreFailed",
+    "TaskLeaked",
 ]
 
 
@@ -133,7 +137,76 @@ class StoreFailed:
     error: str
 
 
+@dataclass(frozen=True)
+class TaskLeaked:
+    """Several runs of a task have left something behind in their process that still lives.
+
+    Args:
+        task: its name.
+        task_id: of the last of these runs.
+        kind: ``"threads"``, ``"child processes"``, ``"open files"`` or ``"memory"``.
+        amount: how many live; of memory, the bytes that were added.
+        runs: of the task in this process that left them.
+        names: of the last few: threads, programs with their pids, paths and addresses; never arguments or contents.
+        recycled: this process is replaced, now that the task has finished.
+        text: all this in words.
+    """
+
+    task: str
+    task_id: str
+    kind: str
+    amount: int
+    runs: int
+    names: tuple[str, ...]
+    recycled: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class StillRunning:
+    """A task runs on beyond its limit and nothing ends it; its lease is kept. Told again at twice the time, and so on.
+
+    Args:
+        task: its name.
+        task_id: its id.
+        key: its key.
+        seconds: that it has run.
+        limit: in seconds: the soft limit, or what else should have ended it.
+        where: the innermost lines of its thread, file and function only; ``unknown`` where nobody can see.
+    """
+
+    task: str
+    task_id: str
+    key: str
+    seconds: float
+    limit: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Overran:
+    """What was reported as :class:`StillRunning` has ended, after so many seconds."""
+
+    task: str
+    task_id: str
+    key: str
+    seconds: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """The drain time is over and a task still runs in a pool that cannot end it: the worker waits, its lease is kept."""
+
+    task: str
+    task_id: str
+    key: str
+    seconds: float
+    where: str
+
+
 Event = Union[
+    Abandoned,
     Started,
     Completed,
     Replayed,
@@ -143,7 +216,10 @@ Event = Union[
     Crashed,
     LeaseTaken,
     BreakerMoved,
+    Overran,
     ResultNotKept,
+    StillRunning,
     StoreFailed,
+    TaskLeaked,
 ]
 Listener = Callable[[Event], None]

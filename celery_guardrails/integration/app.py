@@ -43,12 +43,13 @@ if TYPE_CHECKING:
 __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 
 #: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
-_WORKER_STEPS = ("celery_guardrails.worker.drain:Drain",)
+_WORKER_STEPS = ("celery_guardrails.worker.drain:Drain", "celery_guardrails.worker.leaks:Leaks")
 _CONSUMER_STEPS = (
     "celery_guardrails.worker.events:UnconfirmedEvents",
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
     "celery_guardrails.worker.renewal:Renewal",
+    "celery_guardrails.worker.overruns:OverrunWatch",
     "celery_guardrails.worker.pausing:Pausing",
     "celery_guardrails.worker.pruning:Pruning",
     "celery_guardrails.worker.archiving:Archiving",

@@ -24,6 +24,16 @@ _LINES: dict[type, tuple[int, str]] = {
     events.LeaseTaken: (logging.ERROR, "{task}[{task_id}] lost the lease of key {key} while it ran; the other's result stands"),
     events.BreakerMoved: (logging.WARNING, "the breaker of resource {resource!r} is {condition}"),
     events.ResultNotKept: (logging.WARNING, "[{task_id}] completed, but its result is not kept: {why}"),
+    events.StillRunning: (
+        logging.WARNING,
+        "{task}[{task_id}] still runs after {seconds:.0f} s of {limit:g} s and nothing ends it; its lease is kept; it is at {where}",
+    ),
+    events.Overran: (logging.WARNING, "{task}[{task_id}] has ended after {seconds:.0f} s, its limit was {limit:g} s"),
+    events.Abandoned: (
+        logging.ERROR,
+        "{task}[{task_id}] is abandoned, it still runs at the end of the drain time ({seconds:.0f} s); its lease is kept; it is at {where}",
+    ),
+    events.TaskLeaked: (logging.WARNING, "{task}[{task_id}] leaks {text}"),
     events.StoreFailed: (logging.WARNING, "the store did not answer to {operation}: {error}"),
 }
 

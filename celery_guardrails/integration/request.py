@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class GuardedRequest(Request):
     """Celery's request, with the delivery that the child settles, or, where the child is gone, this side does."""
 
     delivery: Delivery
+    #: That has told this process that the task begins.
+    thread: int | None = None
     _settled_here = False
     _own_limits: tuple[float | None, float | None] = (None, None)
     #: Seconds after which the pool kills the task because its deadline has come.
@@ -107,9 +110,15 @@ class GuardedRequest(Request):
         hard, soft = limits
         self._own_limits = (hard, soft)
 
+    @property
+    def own_time_limits(self) -> tuple[float | None, float | None]:
+        """Hard and soft limit in seconds as the message has them."""
+        return self._own_limits
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """From now on this process renews the lease."""
         super().on_accepted(pid, time_accepted)
+        self.thread = threading.get_ident()  # in the threads and solo pools the one that runs the task
         # after Celery counts it as active: the renewal's thread, coming in between, would take it for one that has ended
         state.live[self.delivery.holder] = self
 

@@ -15,6 +15,7 @@ from ..integration import stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
 from .archiving import check_archive
+from .overruns import report_abandoned
 
 __all__ = ["Drain"]
 
@@ -93,6 +94,7 @@ class Drain(bootsteps.Step):
             self.on_shutdown()
 
     def _time_is_up(self) -> None:
+        report_abandoned(self._rails)
         running = [r for r in list(state.live.values()) if not r.acknowledged and r.worker_pid not in (None, os.getpid())]
         if not running:
             return

@@ -1,0 +1,212 @@
+"""A task is named when several of its runs left something that still lives, and not for what a library warms up."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from celery_guardrails.policy.leaks import CHILDREN, FILES, MEMORY, THREADS, LeakWatch, Snapshot, Suspect
+
+MIB = 2**20
+
+
+def files(*numbers: int) -> Snapshot:
+    return Snapshot(files=frozenset(numbers))
+
+
+class Process:
+    """Descriptors of one process, and a watch that looks at them."""
+
+    def __init__(self, runs: int = 3) -> None:
+        self.watch = LeakWatch(runs=runs)
+        self.open: dict[int, str] = {0: "in", 1: "out", 2: "err"}
+        self.opened = 0
+
+    def lowest(self) -> int:
+        return next(number for number in range(1000) if number not in self.open)
+
+    def run(self, task: str, opens: int = 0, closes: tuple[int, ...] = ()) -> list:
+        """Run a task that closes descriptors and leaves others; return what is found, and tell of it."""
+        before = files(*self.open)
+        for number in closes:
+            del self.open[number]
+        for _ in range(opens):
+            self.opened += 1
+            self.open[self.lowest()] = f"file {self.opened}"
+        for kind, numbers in self.watch.new(before, files(*self.open)):
+            self.watch.left(task, kind, [Suspect(number, self.open[number], self.open[number]) for number in numbers])
+        found = self.watch.leaks(task, {FILES: self.open})
+        for leak in found:
+            self.watch.told(task, leak)
+        return [(leak.kind, leak.amount, leak.runs) for leak in found]
+
+
+def test_a_task_that_leaves_one_file_a_run_is_named_at_the_third_and_again_at_twice_as_many():
+    process = Process()
+    told = [process.run("leaky", opens=1) for _ in range(12)]
+    assert [number for number, found in enumerate(told, 1) if found] == [3, 6, 12]
+    assert told[2] == [(FILES, 3, 3)]
+
+
+@pytest.mark.parametrize("runs", [2, 5])
+def test_how_many_runs_it_takes_is_a_setting(runs):
+    process = Process(runs)
+    told = [process.run("leaky", opens=2) for _ in range(runs)]
+    assert told == [[]] * (runs - 1) + [[(FILES, 2 * runs, runs)]]
+
+
+@pytest.mark.parametrize("opened", [1, 50])
+def test_what_a_library_opens_at_first_use_is_no_leak_however_much_it_is(opened):
+    process = Process()
+    assert process.run("innocent", opens=opened) == []
+    assert [process.run("innocent") for _ in range(100)] == [[]] * 100
+
+
+def test_a_connection_that_is_made_anew_with_each_run_is_no_leak():
+    process = Process()
+    process.run("innocent", opens=1)
+    assert [process.run("innocent", opens=1, closes=(3,)) for _ in range(50)] == [[]] * 50
+
+
+def test_what_a_run_leaves_and_the_next_one_clears_away_is_no_leak():
+    process = Process()
+    told = []
+    for _ in range(20):
+        told += process.run("innocent", opens=1)
+        del process.open[3]  # between the runs: a thread has ended, garbage was collected
+    assert told == []
+
+
+def test_a_file_that_is_opened_again_under_the_same_number_does_not_count_twice():
+    watch = LeakWatch()
+    for _ in range(5):  # new after each run, so it was not there before it: the earlier one has gone
+        watch.left("innocent", FILES, [Suspect(3, "/var/log/shop.log", "/var/log/shop.log")])
+        assert watch.leaks("innocent", {FILES: {3: "/var/log/shop.log"}}) == []
+
+
+def test_a_task_is_not_named_for_what_another_leaves():
+    process = Process()
+    told = {task: [] for task in ("leaky", "innocent")}
+    for _ in range(10):
+        told["leaky"] += process.run("leaky", opens=1)
+        told["innocent"] += process.run("innocent")
+    assert told["innocent"] == []
+    assert told["leaky"][0] == (FILES, 3, 3)
+
+
+def test_what_the_system_does_not_show_is_not_compared():
+    before, after = Snapshot(threads=frozenset({1})), Snapshot(threads=frozenset({1, 2}), files=frozenset({7}))
+    assert list(LeakWatch.new(before, after)) == [(THREADS, [2])]
+
+
+def test_all_kinds_are_compared():
+    before = Snapshot(frozenset({1}), frozenset(), frozenset({0, 1, 2}))
+    after = Snapshot(frozenset({1, 5}), frozenset({77}), frozenset({0, 1, 2, 3}))
+    assert list(LeakWatch.new(before, after)) == [(THREADS, [5]), (CHILDREN, [77]), (FILES, [3])]
+
+
+def test_the_last_few_are_named():
+    watch = LeakWatch(runs=2)
+    marks = {}
+    for number in range(8):
+        marks[number] = ""
+        watch.left("leaky", THREADS, [Suspect(number, "", f"Thread-{number}")])
+    (leak,) = watch.leaks("leaky", {THREADS: marks})
+    assert leak.names == ("Thread-7", "Thread-6", "Thread-5", "Thread-4", "Thread-3")
+    assert str(leak) == "threads: 8 of 8 runs in this process still live (Thread-7, Thread-6, Thread-5, Thread-4, Thread-3, …)"
+
+
+def test_what_is_remembered_has_a_limit():
+    process = Process()
+    process.open = dict.fromkeys(range(3), "")
+    for _ in range(900):
+        process.run("leaky", opens=1)
+    assert len(process.watch.suspects("leaky")[FILES]) == 256
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Heap:
+    """Memory of one process, and a watch that looks at it."""
+
+    def __init__(self, memory: int = 64 * MIB) -> None:
+        self.watch = LeakWatch(memory=memory)
+        self.size = 100 * MIB
+
+    def run(self, task: str, keeps: int) -> list:
+        before = self.size
+        self.size += keeps
+        self.watch.grew(task, before, self.size)
+        found = self.watch.leaks(task, {})
+        for leak in found:
+            self.watch.told(task, leak)
+        return [leak.amount for leak in found]
+
+
+def test_a_task_whose_every_run_keeps_memory_is_named_when_it_is_much():
+    heap = Heap()
+    told = [heap.run("leaky", MIB) for _ in range(300)]
+    at = [number for number, found in enumerate(told, 1) if found]
+    assert at == [11 + 64, 11 + 128, 11 + 256], "after the start-up, and again at twice as much"
+    assert told[at[0] - 1] == [64 * MIB]
+
+
+def test_its_words_say_how_much():
+    heap = Heap()
+    for _ in range(74):
+        heap.run("leaky", MIB)
+    heap.watch.grew("leaky", heap.size, heap.size + MIB)
+    (leak,) = heap.watch.leaks("leaky", {})
+    assert str(leak) == "memory: 64 MiB added by 64 runs in this process"
+    assert leak.kind == MEMORY
+
+
+def test_a_cache_that_fills_at_the_start_is_no_leak():
+    heap = Heap()
+    told = [heap.run("innocent", 200 * MIB if number < 8 else 0) for number in range(100)]
+    assert told == [[]] * 100
+
+
+def test_memory_that_the_next_run_gives_back_is_no_leak():
+    heap = Heap()
+    assert [heap.run("innocent", 100 * MIB if number % 2 else -100 * MIB) for number in range(100)] == [[]] * 100
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_an_allocator_keeps_of_inputs_of_random_size_is_no_leak(seed):
+    chance = random.Random(seed)
+    heap, most, told = Heap(), 0, []
+    for _ in range(500):
+        needs = int(chance.expovariate(1 / (100 * MIB)))
+        told += heap.run("innocent", max(0, needs - most))
+        most = max(most, needs)
+    assert told == []
+
+
+def test_a_leak_of_one_task_is_not_put_down_to_another():
+    heap = Heap()
+    told = {"leaky": [], "innocent": []}
+    for _ in range(200):
+        told["leaky"] += heap.run("leaky", MIB)
+        told["innocent"] += heap.run("innocent", 4096)
+    assert told["leaky"]
+    assert told["innocent"] == []
+
+
+def test_what_a_collection_of_garbage_gives_back_is_not_counted():
+    heap = Heap()
+    told = []
+    for number in range(300):
+        told += heap.run("innocent", MIB)
+        if number % 40 == 39:
+            heap.watch.freed("innocent", 40 * MIB)
+            heap.size -= 40 * MIB
+    assert told == []
+
+
+def test_memory_that_the_system_does_not_show_is_not_compared():
+    watch = LeakWatch(memory=1)
+    assert not any(watch.grew("task", None, MIB * number) or watch.grew("task", MIB * number, None) for number in range(50))
+    assert watch.leaks("task", {}) == []

@@ -20,6 +20,7 @@ from tests.support import RabbitNode, RedisServer
 
 from .contestant import Contestant
 from .costs import measure
+from .leaks import looks
 from .report import Table
 from .stores import LONG_LEASE, records, round_trips
 from .workers import publishing, throughput
@@ -125,6 +126,14 @@ class Bench:
         """CPU of the two halves of a worker."""
         return [measure(self.redis("costs"), self.directory, tasks=40, rounds=20 if self.quick else 100)]
 
+    def leaks(self) -> list[Table]:
+        """What it costs to watch tasks for what they leave behind."""
+        look = looks(self.rounds)  # first: the servers are children, too
+        watched = {"guardrails_watch_leaks": True}
+        variants = [self.contestant("keyed"), self.contestant("keyed", settings=watched, title="keyed, watched")]
+        title = "A keyed task watched for leaks, and one that is not, all on Redis"
+        return [look, throughput(title, variants, tasks=self.tasks, rounds=self.rounds)]
+
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "redis": Bench.redis_worker,
@@ -135,6 +144,7 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "trips": Bench.round_trips,
     "records": Bench.records,
     "costs": Bench.costs,
+    "leaks": Bench.leaks,
 }
 
 

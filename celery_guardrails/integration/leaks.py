@@ -66,6 +66,7 @@ class Watching:
     def _begin(self) -> None:
         settings = self._rails.settings
         self._pid = os.getpid()
+        self._sampler = sampling.Sampler()
         self._watch = LeakWatch(runs=settings.leak_runs, memory=settings.leak_memory)
         self._running: set[str] = set()
         #: The task that began alone and still is, and what there was before it.
@@ -80,7 +81,7 @@ class Watching:
                 self._begin()  # what was seen before the fork is the parent's
             alone = not self._running
             self._running.add(task_id)
-            self._alone = (task_id, sampling.snapshot()) if alone else None
+            self._alone = (task_id, self._sampler.snapshot()) if alone else None
 
     def after(self, task_id: str, task: Any, **_: Any) -> None:
         """Look again, if no other task has run meanwhile."""
@@ -93,7 +94,7 @@ class Watching:
                 self._compare(task.name, task_id, begun[1])
 
     def _compare(self, task: str, task_id: str, before: Snapshot) -> None:
-        after = sampling.snapshot()
+        after = self._sampler.snapshot()
         heavy = self._watch.grew(task, before.memory, after.memory)
         fresh = list(self._watch.new(before, after))
         for kind, numbers in fresh:

@@ -1,6 +1,6 @@
 """What this process has right now: threads, child processes, open files, memory. From Linux' ``/proc``, with no library.
 
-Every look costs a few system calls. Elsewhere threads and (where there is ``/dev/fd``) open files are all that is seen.
+Elsewhere threads and (where there is ``/dev/fd``) open files are all that is seen.
 """
 
 from __future__ import annotations
@@ -15,24 +15,64 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..policy.leaks import CHILDREN, FILES, MEMORY, THREADS, Snapshot, Suspect
 
-__all__ = ["describe", "marks", "memory", "snapshot", "unseen"]
+__all__ = ["Sampler", "describe", "marks", "memory", "unseen"]
 
 _LINUX = sys.platform.startswith("linux")
 _FILES = "/proc/self/fd" if _LINUX else "/dev/fd"
+_THREADS = "/proc/self/task"
 #: Characters of a name: a path or a thread's name may be anything.
 _LONGEST = 120
 
 
 def unseen() -> list[str]:
     """Return the kinds that cannot be looked at on this system."""
-    seen = snapshot()
-    missing = [kind for kind in (THREADS, CHILDREN, FILES) if seen.having(kind) is None]
-    return missing if seen.memory is not None else [*missing, MEMORY]
+    seen = Sampler().snapshot()
+    all_of_it = ((THREADS, seen.threads), (CHILDREN, seen.children), (FILES, seen.files), (MEMORY, seen.memory))
+    return [kind for kind, numbers in all_of_it if numbers is None]
 
 
-def snapshot() -> Snapshot:
-    """Return what this process has."""
-    return Snapshot(_threads(), _children(), _files(), memory())
+class Sampler:
+    """Looks at this process, again and again; each process wants its own.
+
+    Where the kernel tells the numbers of threads and files without a list (of files since Linux 6.2), there is no new list
+    while they are what they were. So something may have taken the place of something else unseen, and bear its name.
+    """
+
+    def __init__(self) -> None:
+        self._threads = _Counted(_threads, lambda: os.stat(_THREADS).st_nlink - 2)
+        self._files = _Counted(_files, lambda: os.stat(_FILES).st_size)
+
+    def snapshot(self) -> Snapshot:
+        """Return what this process has."""
+        return Snapshot(self._threads.look(), _children(), self._files.look(), memory())
+
+
+class _Counted:
+    """A list that is only made anew when its length has changed.
+
+    Args:
+        make: the list.
+        count: its length, or something else on systems that do not tell it.
+    """
+
+    def __init__(self, make: Callable[[], frozenset[int] | None], count: Callable[[], int]) -> None:
+        self._make = make
+        self._count = count
+        self._seen: frozenset[int] | None = None
+        first = make()
+        self._told = _LINUX and first is not None and self._number() == len(first)
+
+    def _number(self) -> int:
+        try:
+            return self._count()
+        except OSError:
+            return -1
+
+    def look(self) -> frozenset[int] | None:
+        if self._told and self._seen is not None and self._number() == len(self._seen):
+            return self._seen
+        self._seen = self._make()
+        return self._seen
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -41,7 +81,7 @@ def snapshot() -> Snapshot:
 def _threads() -> frozenset[int]:
     if _LINUX:
         with contextlib.suppress(OSError):
-            return frozenset(map(int, os.listdir("/proc/self/task")))
+            return frozenset(map(int, os.listdir(_THREADS)))
     return frozenset(thread.native_id for thread in threading.enumerate() if thread.native_id is not None)
 
 
@@ -63,12 +103,12 @@ def _children_of_threads() -> frozenset[int] | None:
     """Ask the kernel; one without CONFIG_PROC_CHILDREN does not say."""
     found: set[int] = set()
     with contextlib.suppress(OSError):
-        for thread in os.listdir("/proc/self/task"):
+        for thread in os.listdir(_THREADS):
             try:
-                with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                with open(f"{_THREADS}/{thread}/children", encoding="ascii") as file:
                     found.update(map(int, file.read().split()))
             except FileNotFoundError:
-                if os.path.exists(f"/proc/self/task/{thread}"):
+                if os.path.exists(f"{_THREADS}/{thread}"):
                     return None
     return frozenset(found)
 
@@ -145,7 +185,7 @@ def marks(suspects: Mapping[str, Iterable[int]]) -> dict[str, dict[int, str]]:
 
 def _thread_mark(number: int) -> str | None:
     if _LINUX:
-        return "" if os.path.exists(f"/proc/self/task/{number}") else None
+        return "" if os.path.exists(f"{_THREADS}/{number}") else None
     return "" if any(thread.native_id == number for thread in threading.enumerate()) else None
 
 
@@ -153,7 +193,7 @@ def _thread_name(number: int, mark: str) -> str:
     for thread in threading.enumerate():
         if thread.native_id == number:
             return thread.name
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{number}/comm", encoding="utf-8", errors="replace") as file:
+    with contextlib.suppress(OSError), open(f"{_THREADS}/{number}/comm", encoding="utf-8", errors="replace") as file:
         return f"{file.read().strip()} (not Python's)"
     return "a thread"
 

@@ -39,10 +39,6 @@ class Snapshot:
     files: frozenset[int] | None = None
     memory: int | None = None
 
-    def having(self, kind: str) -> frozenset[int] | None:
-        """Return the numbers of one kind of thing."""
-        return {THREADS: self.threads, CHILDREN: self.children, FILES: self.files}[kind]
-
 
 @dataclass(frozen=True)
 class Suspect:
@@ -146,14 +142,17 @@ class LeakWatch:
 
     @staticmethod
     def new(before: Snapshot, after: Snapshot) -> Iterator[tuple[str, list[int]]]:
-        """Yield what a run left: the kind and the numbers that are new, where there are more of them than before.
+        """Yield what a run left: the kind and as many of the new numbers, the highest, as there are more than before.
 
         A connection that was closed and opened again is none: there are as many as there were.
         """
-        for kind in (THREADS, CHILDREN, FILES):
-            had, has = before.having(kind), after.having(kind)
+        for kind, had, has in (
+            (THREADS, before.threads, after.threads),
+            (CHILDREN, before.children, after.children),
+            (FILES, before.files, after.files),
+        ):
             if had is not None and has is not None and len(has) > len(had):
-                yield kind, sorted(has - had)
+                yield kind, sorted(has - had)[len(had) - len(has) :]
 
     def left(self, task: str, kind: str, suspects: list[Suspect]) -> None:
         """Note what a run of a task left."""

@@ -15,7 +15,7 @@ from ..integration import stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
 from .archiving import check_archive
-from .overruns import report_abandoned
+from .overruns import report_abandoned, runs_here
 
 __all__ = ["Drain"]
 
@@ -95,7 +95,7 @@ class Drain(bootsteps.Step):
 
     def _time_is_up(self) -> None:
         report_abandoned(self._rails)
-        running = [r for r in list(state.live.values()) if not r.acknowledged and r.worker_pid not in (None, os.getpid())]
+        running = [r for r in list(state.live.values()) if not r.acknowledged and r.worker_pid is not None and not runs_here(r)]
         if not running:
             return
         state.killing = True

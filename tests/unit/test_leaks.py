@@ -100,6 +100,10 @@ def test_what_the_system_does_not_show_is_not_compared():
     assert list(LeakWatch.new(before, after)) == [(THREADS, [2])]
 
 
+def test_of_what_is_new_only_as_much_is_left_as_there_is_more():
+    assert list(LeakWatch.new(files(0, 1, 2, 8), files(0, 1, 2, 20, 21))) == [(FILES, [21])], "8 was closed and opened again as 20"
+
+
 def test_all_kinds_are_compared():
     before = Snapshot(frozenset({1}), frozenset(), frozenset({0, 1, 2}))
     after = Snapshot(frozenset({1, 5}), frozenset({77}), frozenset({0, 1, 2, 3}))

@@ -252,8 +252,8 @@ def test_only_the_prefork_pool_is_asked_for_new_processes(caplog):
 
 @linux
 def test_looking_changes_nothing():
-    first = sampling.snapshot()
-    second = sampling.snapshot()
+    first = sampling.Sampler().snapshot()
+    second = sampling.Sampler().snapshot()
     assert first.files == second.files
     assert first.threads == second.threads
     assert first.children == second.children
@@ -262,22 +262,22 @@ def test_looking_changes_nothing():
 @linux
 def test_all_is_seen_on_linux():
     assert sampling.unseen() == []
-    assert threading.get_native_id() in sampling.snapshot().threads
+    assert threading.get_native_id() in sampling.Sampler().snapshot().threads
 
 
 @linux
 def test_children_are_found_without_the_kernels_list_of_them(leak_child, monkeypatch):
     monkeypatch.setattr(sampling, "_children_of_threads", lambda: None)
-    before = sampling.snapshot().children
+    before = sampling.Sampler().snapshot().children
     leak_child()
-    (child,) = sampling.snapshot().children - before
+    (child,) = sampling.Sampler().snapshot().children - before
     assert sampling.describe(CHILDREN, [child])
 
 
 def test_elsewhere_what_is_not_seen_is_said(monkeypatch, caplog):
     monkeypatch.setattr(sampling, "_LINUX", False)
     monkeypatch.setattr(sampling, "_FILES", "/dev/fd")
-    seen = sampling.snapshot()
+    seen = sampling.Sampler().snapshot()
     assert threading.get_native_id() in seen.threads
     assert seen.files
     leaks.say_what_is_unseen()

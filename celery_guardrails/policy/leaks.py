@@ -123,7 +123,7 @@ class _Memory:
 
     def freed(self, size: int) -> None:
         self.high -= size
-        self.grown = max(0, self.grown - size)
+        self.grown -= min(size, self.grown)
 
 
 class LeakWatch:
@@ -169,8 +169,8 @@ class LeakWatch:
 
     def freed(self, task: str, size: int) -> None:
         """Note that collecting garbage after a run of a task gave bytes back."""
-        if size > 0 and task in self._grown:
-            self._grown[task].freed(size)
+        if task in self._grown:
+            self._grown[task].freed(max(size, 0))
 
     def suspects(self, task: str) -> dict[str, list[int]]:
         """Return the numbers of what a task is suspected of, by kind: who looks says which of them still live."""

@@ -38,7 +38,8 @@ class Overruns:
     """Remembers which tasks were reported, and when they are the next time."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[Running, float]] = {}
+        #: What was reported: as it was at the last look, its limit, and at how many seconds it is reported again.
+        self._told: dict[str, tuple[Running, float, float]] = {}
 
     def look(self, running: Mapping[str, Running]) -> tuple[list[str], dict[str, Ended]]:
         """Return which tasks are to be reported now, and which of those that were have ended.
@@ -48,22 +49,22 @@ class Overruns:
         """
         ended = {}
         for name in [name for name in self._told if name not in running]:
-            last, _ = self._told.pop(name)
-            ended[name] = Ended(last.seconds, last.limit or 0.0)
+            last, limit, _ = self._told.pop(name)
+            ended[name] = Ended(last.seconds, limit)
         due = []
         for name, task in running.items():
             if task.limit is None:
                 continue
-            told = self._told.get(name)
-            at = task.limit + task.grace if told is None else told[1]
-            if task.seconds >= at:
+            told = name in self._told
+            again = self._told[name][2] if told else task.limit + task.grace
+            if task.seconds >= again:
                 due.append(name)
-                at = task.seconds + min(task.seconds, _LONGEST)
-            if told is not None or name in due:
-                self._told[name] = (task, at)
+                self._told[name] = (task, task.limit, task.seconds + min(task.seconds, _LONGEST))
+            elif told:
+                self._told[name] = (task, task.limit, again)
         return due, ended
 
     @property
     def present(self) -> dict[str, Running]:
         """Those that run beyond their limit, as they were at the last look."""
-        return {name: task for name, (task, _) in self._told.items()}
+        return {name: task for name, (task, _, _) in self._told.items()}

@@ -41,6 +41,12 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("archive_keep_days", 0),
         ("archive_keep_count", -1),
         ("archive_keep_count", 1.5),
+        ("watch_leaks", "yes"),
+        ("recycle_on_leak", 1),
+        ("leak_runs", 1),
+        ("leak_runs", True),
+        ("leak_memory", 0),
+        ("leak_memory", 1.5),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(name: str, value: object) -> None:

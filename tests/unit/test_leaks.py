@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from celery_guardrails.policy.leaks import CHILDREN, FILES, MEMORY, THREADS, LeakWatch, Snapshot, Suspect
+from celery_guardrails.policy.leaks import CHILDREN, FILES, MEMORY, THREADS, Leak, LeakWatch, Snapshot, Suspect
 
 MIB = 2**20
 
@@ -18,8 +18,8 @@ def files(*numbers: int) -> Snapshot:
 class Process:
     """Descriptors of one process, and a watch that looks at them."""
 
-    def __init__(self, runs: int = 3) -> None:
-        self.watch = LeakWatch(runs=runs)
+    def __init__(self, **options: int) -> None:
+        self.watch = LeakWatch(**options)
         self.open: dict[int, str] = {0: "in", 1: "out", 2: "err"}
         self.opened = 0
 
@@ -51,7 +51,7 @@ def test_a_task_that_leaves_one_file_a_run_is_named_at_the_third_and_again_at_tw
 
 @pytest.mark.parametrize("runs", [2, 5])
 def test_how_many_runs_it_takes_is_a_setting(runs):
-    process = Process(runs)
+    process = Process(runs=runs)
     told = [process.run("leaky", opens=2) for _ in range(runs)]
     assert told == [[]] * (runs - 1) + [[(FILES, 2 * runs, runs)]]
 
@@ -85,6 +85,21 @@ def test_a_file_that_is_opened_again_under_the_same_number_does_not_count_twice(
         assert watch.leaks("innocent", {FILES: {3: "/var/log/shop.log"}}) == []
 
 
+def test_what_has_gone_meanwhile_is_forgotten():
+    watch = LeakWatch()
+    for number in range(3, 8):
+        watch.left("innocent", FILES, [Suspect(number, f"file {number}", "file")])
+        assert watch.leaks("innocent", {FILES: {number: f"file {number}"}}) == []
+    assert watch.suspects("innocent") == {FILES: [7]}
+
+
+def test_another_thing_by_the_same_number_is_not_what_was_left():
+    watch = LeakWatch()
+    for number in (3, 4, 5):
+        watch.left("innocent", FILES, [Suspect(number, "mine", "file")])
+    assert watch.leaks("innocent", {FILES: {3: "mine", 4: "another's", 5: "mine"}}) == []
+
+
 def test_a_task_is_not_named_for_what_another_leaves():
     process = Process()
     told = {task: [] for task in ("leaky", "innocent")}
@@ -102,6 +117,7 @@ def test_what_the_system_does_not_show_is_not_compared():
 
 def test_of_what_is_new_only_as_much_is_left_as_there_is_more():
     assert list(LeakWatch.new(files(0, 1, 2, 8), files(0, 1, 2, 20, 21))) == [(FILES, [21])], "8 was closed and opened again as 20"
+    assert list(LeakWatch.new(files(0, 1, 2, 8), files(0, 1, 2, 20))) == []
 
 
 def test_all_kinds_are_compared():
@@ -121,6 +137,10 @@ def test_the_last_few_are_named():
     assert str(leak) == "threads: 8 of 8 runs in this process still live (Thread-7, Thread-6, Thread-5, Thread-4, Thread-3, …)"
 
 
+def test_where_all_are_named_no_more_are_hinted_at():
+    assert str(Leak(FILES, 2, 2, ("a", "b"))) == "open files: 2 of 2 runs in this process still live (a, b)"
+
+
 def test_what_is_remembered_has_a_limit():
     process = Process()
     process.open = dict.fromkeys(range(3), "")
@@ -135,8 +155,8 @@ def test_what_is_remembered_has_a_limit():
 class Heap:
     """Memory of one process, and a watch that looks at it."""
 
-    def __init__(self, memory: int = 64 * MIB) -> None:
-        self.watch = LeakWatch(memory=memory)
+    def __init__(self) -> None:
+        self.watch = LeakWatch()
         self.size = 100 * MIB
 
     def run(self, task: str, keeps: int) -> list:
@@ -199,18 +219,70 @@ def test_a_leak_of_one_task_is_not_put_down_to_another():
     assert told["innocent"] == []
 
 
-def test_what_a_collection_of_garbage_gives_back_is_not_counted():
+@pytest.mark.parametrize(("records", "named"), [(6, True), (5, False)])
+def test_six_of_eight_runs_must_end_with_more_than_ever(records, named):
     heap = Heap()
     told = []
-    for number in range(300):
-        told += heap.run("innocent", MIB)
-        if number % 40 == 39:
-            heap.watch.freed("innocent", 40 * MIB)
-            heap.size -= 40 * MIB
+    for number in range(8 * 12):
+        told += heap.run("task", 2 * MIB if number % 8 < records else -MIB if number % 8 == 7 else 0)
+    assert bool(told) is named
+
+
+def test_only_what_is_above_the_highest_so_far_is_counted():
+    heap = Heap()
+    told = []
+    for number in range(12 * 8):
+        # 7 MiB up, one down, and the next one up is not a record: 6 MiB in 8 runs
+        told += heap.run("leaky", -MIB if number % 8 == 7 else MIB)
+    assert told == [64 * MIB]
+    assert heap.size - 100 * MIB == 72 * MIB
+
+
+def test_it_says_how_many_runs_have_added_to_it():
+    heap = Heap()
+    for number in range(11 + 80):
+        heap.watch.grew("leaky", heap.size, heap.size + (MIB if number % 8 else 0))
+        heap.size += MIB if number % 8 else 0
+    (leak,) = heap.watch.leaks("leaky", {})
+    assert leak.runs == leak.amount // MIB == 70
+
+
+def test_memory_that_is_given_back_between_the_runs_is_no_leak():
+    heap = Heap()
+    told = []
+    for _ in range(100):
+        told += heap.run("innocent", 10 * MIB)
+        heap.size -= 10 * MIB
     assert told == []
+
+
+def test_what_a_collection_of_garbage_gives_back_is_not_counted():
+    heap = Heap()
+    for _ in range(11 + 60):
+        heap.run("leaky", MIB)
+    heap.watch.freed("leaky", 10 * MIB)
+    heap.size -= 10 * MIB
+    assert [heap.run("leaky", MIB) for _ in range(14)] == [[]] * 13 + [[64 * MIB]]
+
+
+def test_a_collection_of_garbage_that_freed_nothing_changes_nothing():
+    heap = Heap()
+    for _ in range(11 + 63):
+        heap.run("leaky", MIB)
+    heap.watch.freed("leaky", -MIB)
+    heap.watch.freed("leaky", 0)
+    heap.watch.freed("unknown", MIB)
+    assert heap.run("leaky", 4096) == []
+    assert heap.run("leaky", MIB) != []
+
+
+def test_it_says_when_the_memory_is_suspect():
+    heap = Heap()
+    answers = [heap.watch.grew("leaky", MIB * number, MIB * (number + 1)) for number in range(11 + 64)]
+    assert answers == [False] * 74 + [True]
 
 
 def test_memory_that_the_system_does_not_show_is_not_compared():
     watch = LeakWatch(memory=1)
-    assert not any(watch.grew("task", None, MIB * number) or watch.grew("task", MIB * number, None) for number in range(50))
+    assert [watch.grew("task", None, MIB), watch.grew("task", MIB, None)] == [False, False]
     assert watch.leaks("task", {}) == []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from celery_guardrails.policy.overrun import Ended, Overruns, Running
 
 
-def reports(limit, until, grace=0.0, step=1.0):
+def reports(limit, until, step=1.0, **grace):
     overruns, found, seconds = Overruns(), [], 0.0
     while seconds <= until:
-        due, _ = overruns.look({"a": Running(seconds, limit, grace)})
+        due, _ = overruns.look({"a": Running(seconds, limit, **grace)})
         found += [seconds] if due else []
         seconds += step
     return found
@@ -19,7 +19,11 @@ def test_it_is_reported_at_its_limit_and_at_twice_four_and_eight_times():
 
 
 def test_then_once_an_hour():
-    assert reports(3000.0, 20000, step=10) == [3000, 6000, 9600, 13200, 16800]
+    assert reports(3000.0, 20000) == [3000, 6000, 9600, 13200, 16800]
+
+
+def test_one_that_may_run_for_ever_does_not_hide_another():
+    assert Overruns().look({"a": Running(99.0, None), "b": Running(99.0, 10.0), "c": Running(99.0, None)}) == (["b"], {})
 
 
 def test_something_else_has_its_time_to_end_it_first():

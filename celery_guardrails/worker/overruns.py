@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from types import FrameType
 from typing import Any
 
 from celery import bootsteps
@@ -51,8 +52,9 @@ class OverrunWatch(bootsteps.StartStopStep):
         """Nothing: what still runs is waited for after the consumer has stopped."""
 
     def shutdown(self, c: Any) -> None:
-        """End the thread: the pool is gone."""
+        """End the thread: the pool is gone, and with it what was still reported."""
         self._background.stop()
+        self._round()
 
     def _round(self) -> float:
         live = {holder: request for holder, request in list(state.live.items()) if request in worker_state.active_requests}
@@ -99,12 +101,20 @@ def runs_here(request: Any) -> bool:
 
 def where_is(request: Any) -> str:
     """Return the innermost lines of the thread that runs a task: file, line and function, and nothing of what is in them."""
-    frame = sys._current_frames().get(request.thread) if runs_here(request) else None
+    frame = _frame(request) if runs_here(request) else None
     lines: list[str] = []
     while frame is not None and len(lines) < _LINES and not str(frame.f_globals.get("__name__")).startswith("celery_guardrails."):
         lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
     return " < ".join(lines) or "unknown"
+
+
+def _frame(request: Any) -> FrameType | None:
+    greenlets = getattr(getattr(state.consumer, "pool", None), "_pool_map", None)
+    if greenlets is not None:  # gevent's: its number for the task is that of the greenlet
+        frame: FrameType | None = getattr(greenlets.get(request.worker_pid), "gr_frame", None)
+        return frame
+    return sys._current_frames().get(request.thread)
 
 
 def report_abandoned(rails: Guardrails) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -129,6 +130,15 @@ def test_what_runs_beyond_its_limit_is_told_and_then_that_it_has_ended(monkeypat
     assert worker.round() == []
 
 
+def test_what_has_ended_with_the_pool_is_told_as_well(monkeypatch):
+    worker = Worker(monkeypatch)
+    over = worker.begin(worker.task(soft_time_limit=5), age=6.0)
+    worker.round()
+    worker_state.active_requests.discard(over)
+    worker.watch.shutdown(None)
+    assert type(worker.told[-1]) is events.Overran
+
+
 def test_a_worker_can_be_asked_what_runs_beyond_its_limit(monkeypatch):
     worker = Worker(monkeypatch)
     over = worker.begin(worker.task(soft_time_limit=5), age=6.0)
@@ -155,6 +165,15 @@ def test_at_the_end_of_the_drain_time_what_cannot_be_ended_here_is_named(monkeyp
     report_abandoned(worker.rails)
     (event,) = worker.told
     assert (type(event), event.task_id) == (events.Abandoned, here.id)
+
+
+def test_where_a_greenlet_is_can_be_told_too(monkeypatch):
+    greenlet = SimpleNamespace(gr_frame=sys._getframe())
+    worker = Worker(monkeypatch, is_green=True, _pool_map={1: greenlet})
+    request = worker.begin(worker.task(), child=True)
+    assert where_is(request).split(" < ")[0].endswith(" test_where_a_greenlet_is_can_be_told_too")
+    worker_gone = worker.begin(worker.task())
+    assert where_is(worker_gone) == "unknown"
 
 
 def test_where_a_thread_is_is_told_by_file_line_and_function_and_by_no_value(monkeypatch):

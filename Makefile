@@ -57,7 +57,7 @@ bench-storm: ## A dependency slows, fails for a minute, heals: figures and pictu
 	@$(BOOTSTRAP) test bench
 	$(BIN)/python -m benchmarks.storm --json docs/images/storm.json --plot docs/images/storm
 
-bench-letters: ## Dead letters grouped and replayed by the ten thousand, against a bare publisher (a minute)
+bench-letters: ## Dead letters grouped and replayed by the hundred thousand, against a bare publisher (three minutes)
 	@$(BOOTSTRAP) test lint
 	@$(BIN)/python -m tests.support.provision
 	$(BIN)/python -m benchmarks.letters

@@ -180,15 +180,13 @@ class Browse:
 
     def _give_back(self) -> None:
         """Return what was not taken, by closing the channel: a nack would put it to the end of a quorum queue (seen on 3.10)."""
+        self._closing = True
         with contextlib.suppress(Exception):
-            if self._consumer and major_version(self.channel) >= 4:
-                # what was sent and not looked at is returned as well
-                self._closing = True
-                self.channel.basic_cancel(self._consumer)
-                for found in filter(self._is_worn, self._buffer):
+            if self._consumer:
+                self.channel.basic_cancel(self._consumer)  # or py-amqp warns of each letter that comes in while the channel closes
+                for found in filter(self._is_worn, self._buffer):  # what was sent and not looked at is returned as well
                     self._renew(found)
         self._buffer.clear()
-        self._closing = True  # what still comes in goes by
         with contextlib.suppress(Exception):
             self.channel.close()
         with contextlib.suppress(Exception):

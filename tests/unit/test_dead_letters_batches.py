@@ -147,13 +147,17 @@ def test_where_others_have_taken_letters_those_in_hand_are_moved_all_the_same(mo
 
 
 @pytest.mark.parametrize("taken", range(4))
-def test_letters_that_could_not_be_taken_after_a_long_stop_are_only_taken_in_the_next_pass(taken: int):
+@pytest.mark.parametrize(("where", "batch", "moved"), [(Filter(), 2, "012345678"), (Filter(task="odd"), 1, "1357")])
+def test_letters_that_could_not_be_taken_after_a_long_stop_are_only_taken_in_the_next_pass(
+    where: Filter, batch: int, moved: str, taken: int
+):
     """As after SIGTSTP, in the middle of a move: the broker has taken back what was held, and all three were sent."""
     kit = Bulk(letters=9)
     moves_done = count(1)
+    looked: list[int] = []
 
     def stopped(moves: Sequence[Move]) -> list[Moved]:
-        if next(moves_done) != 2:
+        if next(moves_done) != batch:
             return kit.move(moves)
         for move in moves:
             kit.broker.send(move.message, move.queue)
@@ -163,7 +167,8 @@ def test_letters_that_could_not_be_taken_after_a_long_stop_are_only_taken_in_the
         return [Moved(True, number < taken, None if number < taken else DeadLetterError("closed")) for number, _ in enumerate(moves)]
 
     kit.broker.move = stopped  # type: ignore[method-assign]
-    report = kit.service.replay()
-    assert (report.replayed, report.failed, report.total, report.stopped) == (9, 0, 9, "")
-    assert kit.there("celery") == "012345678"
-    assert kit.there() == ""
+    report = kit.service.replay(where, on_progress=lambda progress: looked.append(progress.looked_at))
+    assert (report.replayed, report.failed, report.total, report.stopped) == (len(moved), 0, len(moved), "")
+    assert kit.there("celery") == moved
+    assert kit.there() == "".join(sorted(set("012345678") - set(moved)))
+    assert looked == list(range(1, 10))

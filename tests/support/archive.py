@@ -37,6 +37,7 @@ class Desk:
             archive=self.archive,
             settings=Settings(),
             store=self.kit.store,
+            lookup=self.kit.store.lookup,
         )
         table.purge(before=None, keep=0, waiting=True, dry_run=False)
         self._entries = 0

@@ -69,7 +69,9 @@ def leak_thread(cleanup):
     cleanup.append(over.set)
 
     def leak():
-        threading.Thread(target=over.wait, name="poller", daemon=True).start()
+        thread = threading.Thread(target=over.wait, name="poller", daemon=True)
+        thread.start()
+        cleanup.append(thread.join)  # one that ends during a run of the next test would hide what that leaves
 
     return leak
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from celery_guardrails.events import TaskLeaked
 from celery_guardrails.integration import leaks, sampling
 from celery_guardrails.policy.leaks import CHILDREN, FILES, MEMORY, THREADS
 from celery_guardrails.worker.leaks import Leaks
+from tests.support import eventually
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux'")
 
@@ -58,6 +60,19 @@ def cleanup():
 
 
 @pytest.fixture(autouse=True)
+def threads_have_ended():
+    """A thread of an earlier test that ends during a run would hide what that leaves: it lives on for a moment after its join()."""
+
+    def steady() -> bool:
+        before = os.listdir("/proc/self/task")
+        time.sleep(0.03)
+        return os.listdir("/proc/self/task") == before
+
+    if sys.platform.startswith("linux"):
+        eventually(steady, 30, because="threads have ended")
+
+
+@pytest.fixture(autouse=True)
 def not_recycling():
     yield
     leaks.recycling.wanted = False
@@ -71,7 +86,7 @@ def leak_thread(cleanup):
     def leak():
         thread = threading.Thread(target=over.wait, name="poller", daemon=True)
         thread.start()
-        cleanup.append(thread.join)  # one that ends during a run of the next test would hide what that leaves
+        cleanup.append(thread.join)
 
     return leak
 

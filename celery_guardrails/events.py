@@ -103,6 +103,17 @@ class Crashed:
 
 
 @dataclass(frozen=True)
+class Quarantined:
+    """The task was running in so many workers that vanished, with others beside it; now it runs alone, if they have ended."""
+
+    task: str
+    task_id: str
+    key: str
+    suspicions: int
+    alone: bool
+
+
+@dataclass(frozen=True)
 class LeaseTaken:
     """The lease was taken over by another execution while this one ran."""
 
@@ -214,6 +225,7 @@ Event = Union[
     HandedBack,
     DeadLettered,
     Crashed,
+    Quarantined,
     LeaseTaken,
     BreakerMoved,
     Overran,

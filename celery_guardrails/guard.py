@@ -19,6 +19,7 @@ from .policy.occupancy import is_first
 from .policy.progress import PROGRESS, Progress
 from .policy.refusal import refusal
 from .policy.resource import Ask, Tell
+from .policy.suspicion import QUARANTINE, QUARANTINED
 from .policy.verdict import (
     Complete,
     DeadLetterNow,
@@ -42,9 +43,12 @@ from .policy.verdict import (
     decide,
     effect_of,
 )
-from .ports import Broker, Clock, IdempotencyStore, ResourceStore, ResultCodec, Transaction
+from .ports import Broker, Clock, IdempotencyStore, ResourceStore, ResultCodec, Room, Transaction
 
 __all__ = ["ErrorReport", "Guard", "Patience"]
+
+#: Seconds before a message asks again that found somebody in quarantine; the policy doubles it from time to time.
+_QUARANTINE_WAIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Guard:
         lease: seconds.
         node: name of this worker, for dead letters and lookups.
         patience: see :class:`Patience`; the worker's main process has none, since it must not block.
+        room: where the tasks of this worker run side by side; None where one runs at a time.
         skew: seconds by which the store's clock is ahead of this host's; learned with every claim.
     """
 
@@ -86,6 +91,7 @@ class Guard:
     lease: float = 60.0
     node: str = ""
     patience: Patience = field(default_factory=Patience)
+    room: Room | None = None
     skew: float = 0.0
 
     def now(self) -> float:
@@ -100,11 +106,16 @@ class Guard:
         Raises:
             PublishFailed: the verdict could not be carried out; the message must stay in its queue.
         """
-        claim = self._claim(delivery, limits)
+        if self.room is None or self.room.enter(delivery.holder):
+            claim = self._claim(delivery, limits)
+        else:
+            claim = Claim(ClaimState.REFUSED, wait=_QUARANTINE_WAIT, why=QUARANTINED)
         if claim.state is ClaimState.REFUSED and self._expired(delivery, limits):
             # it shall not wait for what it will not do; the lease keeps a copy from being dead-lettered as well
             claim = self._claim(delivery, limits)
         verdict = self._decide(delivery, claim, NotStarted(), limits)
+        if isinstance(verdict, Run) and verdict.alone and self.room is not None:
+            verdict, claim = self._isolate(delivery, claim, limits, verdict, self.room)
         if isinstance(verdict, Run):
             self.emit(events.Started(delivery.task_name, delivery.task_id, delivery.key, verdict.attempt, claim.fence, claim.takeover))
         elif isinstance(verdict, Replay):
@@ -124,8 +135,45 @@ class Guard:
         deadline = deadline_of(delivery, limits)
         return deadline is not None and self.now() >= deadline
 
+    def _isolate(self, delivery: Delivery, claim: Claim, limits: Limits, verdict: Run, room: Room) -> tuple[Verdict, Claim]:
+        """Bring a suspect into quarantine: one in the fleet at a time, and nothing beside it in this worker.
+
+        Where what runs beside it does not end, it runs all the same, and its loss will be one suspicion more; for each it waits
+        the length of a lease longer.
+        """
+        key, holder = delivery.key, delivery.holder
+        lane = self._persist(
+            "claim",
+            0.0,
+            lambda: self.store.claim(QUARANTINE, holder=holder, fingerprint=None, lease=self.lease, owner=self.node),
+        )
+        if lane is None or lane.state is not ClaimState.CLAIMED:
+            self._release(delivery, self._told(limits, NotStarted()))
+            refused = replace(claim, state=ClaimState.REFUSED, wait=_QUARANTINE_WAIT, why=QUARANTINED)
+            return self._decide(delivery, refused, NotStarted(), limits), refused
+        patience = self.lease * claim.suspicions
+        alone = room.alone(holder, patience if limits.quarantine_cap is None else min(patience, limits.quarantine_cap))
+        self.emit(events.Quarantined(delivery.task_name, delivery.task_id, key, claim.suspicions, alone))
+        if not alone:
+            return verdict, claim
+        # from now on losing it is proof
+        proven = self._persist(
+            "claim",
+            0.0,
+            lambda: self.store.claim(key, holder=holder, fingerprint=delivery.fingerprint, lease=self.lease, owner=self.node),
+        )
+        if proven is None or proven.state is ClaimState.CLAIMED:
+            return verdict, claim
+        self._release(delivery, self._told(limits, NotStarted()))  # it took too long: only the slot of its resource is left
+        return self._decide(delivery, proven, NotStarted(), limits), proven
+
+    def leave(self, delivery: Delivery) -> None:
+        """Make room for others: a delivery does not run here any more, or never did."""
+        if self.room is not None and self.room.leave(delivery.holder):
+            self._persist("release", self.patience.release, lambda: self.store.release(QUARANTINE, holder=delivery.holder, drop=True))
+
     def _claim(self, delivery: Delivery, limits: Limits) -> Claim:
-        asked: dict[str, Any] = {}
+        asked: dict[str, Any] = {} if self.room is None else {"beside": True}
         if limits.resource is not None and not self._expired(delivery, limits):
             asked["ask"] = Ask(limits.resource, delivery.travel.throttled)
         try:
@@ -151,7 +199,7 @@ class Guard:
         if kept is None:
             return claim
         progress = Progress.from_value(self.codec.unpack(kept))
-        return replace(claim, progress=progress.as_of(attempt_number(delivery, claim) - 1, claim.crashes))
+        return replace(claim, progress=progress.as_of(attempt_number(delivery, claim) - 1, claim.losses))
 
     # -- while the body runs ----------------------------------------------------------------------------------
 
@@ -281,11 +329,13 @@ class Guard:
 
         A hand back is *not* carried out here: the caller returns the message itself to its queue at once.
         """
+        self.leave(delivery)
         record = self._release(delivery, self._told(limits, NotStarted()), crashes=1)
         if record is None:  # it had completed, or never claimed: nothing to charge
             return HandBack(0.0, "crashed")
         self.emit(events.Crashed(delivery.task_name, delivery.task_id, delivery.key, record.crashes))
-        claim = self._with_progress(Claim(ClaimState.CLAIMED, attempts=record.attempts, crashes=record.crashes), delivery, record.steps)
+        claim = Claim(ClaimState.CLAIMED, attempts=record.attempts, crashes=record.crashes, suspicions=record.suspicions)
+        claim = self._with_progress(claim, delivery, record.steps)
         verdict = self._decide(delivery, claim, Lost(record.crashes), limits)
         if isinstance(verdict, DeadLetterNow):
             self._bury(delivery, verdict, report)
@@ -298,6 +348,7 @@ class Guard:
 
         A hand back is *not* carried out here: the caller returns the message itself to its queue at once.
         """
+        self.leave(delivery)
         record = self._release(delivery, self._told(limits, raised), attempts=1)
         if record is None and self._is_anothers(delivery):
             # It has completed in this very moment, or another execution has the key: what is redelivered finds out.
@@ -322,6 +373,7 @@ class Guard:
 
     def surrender(self, delivery: Delivery, limits: Limits) -> None:
         """Give the lease of a delivery back that this worker will not finish, so that another starts at once."""
+        self.leave(delivery)
         self._release(delivery, self._told(limits, NotStarted()))
 
     def hand_over(self, delivery: Delivery, limits: Limits) -> None:

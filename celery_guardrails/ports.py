@@ -24,6 +24,7 @@ __all__ = [
     "QueuedLetter",
     "ResourceStore",
     "ResultCodec",
+    "Room",
     "Transaction",
     "TransactionalStore",
 ]
@@ -62,9 +63,12 @@ class IdempotencyStore(Protocol):
         lease: float,
         owner: str = "",
         attempts: int = 0,
+        beside: bool = False,
         ask: Ask | None = None,
     ) -> Claim:
         """Try to take the lease of ``key`` for ``lease`` seconds; ``attempts`` are those the message knows of.
+
+        ``beside``: others may run beside it, so losing this holder charges no crash but notes a suspicion.
 
         With ``ask`` the lease is only given if the resource lets the execution in; else the claim is refused and nothing changes.
         """
@@ -119,6 +123,22 @@ class IdempotencyStore(Protocol):
 
     def close(self) -> None:
         """Close connections."""
+
+
+class Room(Protocol):
+    """The place where a worker's tasks run side by side, and where one can be alone.
+
+    ``holder`` is that of a delivery. Nothing here blocks but :meth:`alone`.
+    """
+
+    def enter(self, holder: str) -> bool:
+        """Come in to run; False where somebody is alone in there, or wants to be."""
+
+    def alone(self, holder: str, seconds: float) -> bool:
+        """Let nobody else in and wait for all others to leave; False where they have not after so long: then it is one of them."""
+
+    def leave(self, holder: str) -> bool:
+        """Go, whether inside or not; True where it was or wanted to be alone."""
 
 
 @runtime_checkable

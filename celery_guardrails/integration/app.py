@@ -25,6 +25,7 @@ from ..policy.lease import Record
 from ..policy.progress import Progress
 from ..policy.rate import Rate
 from ..policy.resource import Resource, ResourceView
+from ..policy.suspicion import QUARANTINE
 from ..policy.verdict import Limits
 from ..ports import Broker, Clock, IdempotencyStore, ResourceStore, TransactionalStore
 from ..stores import hide_password
@@ -381,7 +382,7 @@ class Guardrails:
         Raises:
             StoreUnavailable: the store did not answer.
         """
-        return self.store.leases()
+        return (found for found in self.store.leases() if found[0] != QUARANTINE)
 
     def break_lease(self, key: str) -> Record | None:
         """Take the lease of a key from its holder, so that the next delivery of its message runs at once.

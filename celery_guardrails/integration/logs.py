@@ -21,6 +21,10 @@ _LINES: dict[type, tuple[int, str]] = {
     events.Retrying: (logging.WARNING, "{task}[{task_id}] attempt {attempt} failed ({error}; rule {rule}); next in {delay:.1f} s"),
     events.HandedBack: (logging.INFO, "{task}[{task_id}] handed back for {delay:.1f} s: key {key} {why}"),
     events.Crashed: (logging.ERROR, "{task}[{task_id}] lost its process, crash {crashes} of key {key}"),
+    events.Quarantined: (
+        logging.WARNING,
+        "{task}[{task_id}] in quarantine (alone: {alone}): key {key} was in {suspicions} workers that died",
+    ),
     events.LeaseTaken: (logging.ERROR, "{task}[{task_id}] lost the lease of key {key} while it ran; the other's result stands"),
     events.BreakerMoved: (logging.WARNING, "the breaker of resource {resource!r} is {condition}"),
     events.ResultNotKept: (logging.WARNING, "[{task_id}] completed, but its result is not kept: {why}"),

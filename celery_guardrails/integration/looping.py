@@ -70,8 +70,8 @@ def packed(run: GuardedRun, cursors: Mapping[str, Any]) -> StoredResult:
 
 
 def _charged(run: GuardedRun) -> tuple[int, int]:
-    """Return the attempts and the crashes that have been charged so far."""
-    return attempt_number(run.delivery, run.claim) - 1, run.claim.crashes
+    """Return the attempts that have been charged so far, and the holders that vanished: a run that ended so is no stall."""
+    return attempt_number(run.delivery, run.claim) - 1, run.claim.losses
 
 
 def _save(run: GuardedRun, progress: Progress, *, patient: bool) -> bool:

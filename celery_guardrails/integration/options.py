@@ -42,6 +42,7 @@ class TaskOptions:
     dead_letter: bool = True
     atomic: bool | str = False
     resource: str | None = None
+    quarantine_cap: float | None = None
 
     @classmethod
     def from_task(cls, task: Any) -> TaskOptions:
@@ -68,6 +69,7 @@ class TaskOptions:
             dead_letter=task.dead_letter,
             atomic=task.atomic or False,
             resource=task.resource,
+            quarantine_cap=_half_the_limit(getattr(task, "soft_time_limit", None), getattr(task, "time_limit", None)),
         )
         options._check()
         return options
@@ -152,7 +154,14 @@ class TaskOptions:
             busy_cap=settings.lease_seconds,
             resource=resource,
             max_stalls=settings.max_stalls,
+            quarantine_cap=self.quarantine_cap,
         )
+
+
+def _half_the_limit(*seconds: float | None) -> float | None:
+    """Return for how long a task may wait to be alone: its time limits run meanwhile."""
+    limits = [limit for limit in seconds if limit]
+    return min(limits) / 2 if limits else None
 
 
 def _signature(task: Any) -> inspect.Signature:

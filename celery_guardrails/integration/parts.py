@@ -62,6 +62,7 @@ class Parts:
         from celery.utils.nodenames import gethostname
 
         from .mainstate import state
+        from .solitude import solitude
 
         rails = self._rails
         node = getattr(state.consumer, "hostname", None) or gethostname()
@@ -74,6 +75,7 @@ class Parts:
             lease=rails.settings.lease_seconds,
             node=f"{node}/{os.getpid()}",
             patience=patience,
+            room=solitude if solitude.opened else None,
         )
 
     @cached_property

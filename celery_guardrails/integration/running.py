@@ -127,6 +127,12 @@ class GuardedRun:
             # It was on its way into this process when SIGTERM came (in a pipe, or in the queue of a thread pool): begun
             # now, it would be killed at the end of the drain time. Nothing is claimed, so nothing is charged.
             raise Reject("the worker is stopping", requeue=True)
+        try:
+            return self._run(args, kwargs)
+        finally:
+            self.guard.leave(self.delivery)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
         verdict, claim = self._admit()
         if not isinstance(verdict, Run):
             return self._refused(verdict)
@@ -262,6 +268,9 @@ class GuardedRun:
         except SoftTimeLimitExceeded as exc:  # the body has not begun: the store kept us waiting
             self.guard.surrender(self.delivery, self.limits)
             raise Reject(exc, requeue=True) from exc
+        if isinstance(answer[0], Run) and answer[0].alone and stopping.is_stopping():  # it has waited for others to end
+            self.guard.surrender(self.delivery, self.limits)
+            raise Reject("the worker is stopping", requeue=True)
         return answer
 
     def _returned(self, run: Running, execution: Execution, value: Any) -> Any:

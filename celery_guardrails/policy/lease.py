@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from .progress import Progress
+from .suspicion import Losses
 
 __all__ = [
     "Claim",
@@ -82,13 +83,15 @@ class Record:
         fingerprint: of the arguments it was first claimed with.
         fence: fencing token of the last claim.
         attempts: attempts charged.
-        crashes: holders that vanished while they ran it.
+        crashes: holders that vanished while they ran it, and nobody else can have been the reason.
         holder: of the lease, or who completed it.
         until: unix time in seconds at which the lease ends.
         claimed_at: unix time in seconds of the last claim.
         owner: free text for operators: host and pid of the holder.
         result: of a completed key.
         steps: values of the recovery points that are done, by name; a completed key has none.
+        suspicions: holders that vanished with a worker in which others ran, too (:mod:`.suspicion`).
+        beside: others may run beside the present holder.
     """
 
     state: RecordState = RecordState.IDLE
@@ -102,6 +105,13 @@ class Record:
     owner: str = ""
     result: StoredResult | None = None
     steps: Mapping[str, StoredResult] = field(default_factory=dict)
+    suspicions: int = 0
+    beside: bool = False
+
+    @property
+    def losses(self) -> Losses:
+        """Crashes, suspicions, and what the next loss would be."""
+        return Losses(self.crashes, self.suspicions, self.beside)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class Claim:
         state: what happened.
         fence: fencing token of the new lease (claimed).
         attempts: attempts that the record remembers.
-        crashes: holders of this key that vanished, the one taken over now included.
+        crashes: holders of this key that vanished and are charged to it, the one taken over now included.
         takeover: the lease was taken from a holder that let it expire.
         wait: seconds until the present lease ends (busy), or before the resource may be asked again (refused).
         why: what of the resource there was none of (refused).
@@ -120,6 +130,7 @@ class Claim:
         steps: the recovery points that are done (claimed).
         now: unix time in seconds by the store's clock, which all workers share; None where the store did not say.
         progress: of the task's loops, which the guard reads from a step (claimed).
+        suspicions: holders of this key that vanished together with others.
     """
 
     state: ClaimState
@@ -133,10 +144,24 @@ class Claim:
     steps: Mapping[str, StoredResult] = field(default_factory=dict)
     now: float | None = field(default=None, compare=False)
     progress: Progress = _NOWHERE
+    suspicions: int = 0
+
+    @property
+    def losses(self) -> int:
+        """Holders of this key that vanished, whoever is to blame."""
+        return self.crashes + self.suspicions
 
 
 def claim(
-    record: Record | None, *, holder: str, fingerprint: str | None, lease: float, now: float, owner: str = "", attempts: int = 0
+    record: Record | None,
+    *,
+    holder: str,
+    fingerprint: str | None,
+    lease: float,
+    now: float,
+    owner: str = "",
+    attempts: int = 0,
+    beside: bool = False,
 ) -> tuple[Record, Claim]:
     """Try to take the lease of a key.
 
@@ -145,6 +170,9 @@ def claim(
 
     ``attempts`` are those that the message knows of. Where it knows more than the record does, the former holder
     settled its attempt and only the store did not hear of it: taking its lease over charges no crash.
+
+    ``beside``: others may run beside the holder, so that losing it will be a suspicion and no crash. A holder that is alone
+    now says so by claiming again.
     """
     record = record or Record()
     if fingerprint is not None and record.fingerprint is not None and fingerprint != record.fingerprint:
@@ -153,15 +181,16 @@ def claim(
         return record, Claim(ClaimState.COMPLETED, fence=record.fence, result=record.result, now=now)
     settled = attempts > record.attempts
     known = max(attempts, record.attempts)
-    crashes, takeover = record.crashes, False
+    losses, takeover = record.losses, False
+    said = Claim(
+        ClaimState.CLAIMED, record.fence, record.attempts, record.crashes, suspicions=record.suspicions, steps=record.steps, now=now
+    )
     if record.state is RecordState.LEASED:
         if record.holder == holder:
-            return replace(record, until=now + lease), Claim(
-                ClaimState.CLAIMED, fence=record.fence, attempts=record.attempts, crashes=record.crashes, steps=record.steps, now=now
-            )
+            return replace(record, until=now + lease, beside=beside), said
         if record.until > now:
-            return record, Claim(ClaimState.BUSY, attempts=record.attempts, crashes=record.crashes, wait=record.until - now, now=now)
-        crashes, takeover = crashes + (0 if settled else 1), True
+            return record, replace(said, state=ClaimState.BUSY, fence=0, wait=record.until - now, steps={})
+        losses, takeover = losses if settled else losses.vanished(), True
     fence = max(record.fence + 1, int(now * 1_000_000))
     taken = replace(
         record,
@@ -169,14 +198,16 @@ def claim(
         fingerprint=fingerprint if fingerprint is not None else record.fingerprint,
         fence=fence,
         attempts=known,
-        crashes=crashes,
+        crashes=losses.crashes,
+        suspicions=losses.suspicions,
+        beside=beside,
         holder=holder,
         until=now + lease,
         claimed_at=now,
         owner=owner,
         result=None,
     )
-    return taken, Claim(ClaimState.CLAIMED, fence=fence, attempts=known, crashes=crashes, takeover=takeover, steps=record.steps, now=now)
+    return taken, replace(said, fence=fence, attempts=known, crashes=losses.crashes, suspicions=losses.suspicions, takeover=takeover)
 
 
 def renew(record: Record | None, *, holder: str, lease: float, now: float) -> tuple[Record | None, bool]:
@@ -213,12 +244,18 @@ def complete(
 
 
 def release(record: Record | None, *, holder: str, attempts: int = 0, crashes: int = 0, drop: bool = False) -> tuple[Record | None, bool]:
-    """Give the lease back, charging attempts or crashes; with ``drop`` the record is forgotten altogether."""
+    """Give the lease back, charging attempts or crashes; with ``drop`` the record is forgotten altogether.
+
+    An attempt that came to an end has not killed its worker: no suspicion is left.
+    """
     if record is None or record.state is not RecordState.LEASED or record.holder != holder:
         return record, False
     if drop:
         return None, True
-    return _idle(record, attempts=record.attempts + attempts, crashes=record.crashes + crashes), True
+    losses = record.losses.charged(crashes)
+    if attempts:
+        losses = losses._replace(suspicions=0)
+    return _idle(record, attempts=record.attempts + attempts, losses=losses), True
 
 
 def reset(record: Record | None, *, holder: str | None = None) -> tuple[Record | None, bool]:
@@ -232,7 +269,7 @@ def reset(record: Record | None, *, holder: str | None = None) -> tuple[Record |
     held = record.state is RecordState.LEASED and record.holder == holder
     if not (held or (holder is None and record.state is RecordState.IDLE)):
         return record, False
-    return (_idle(record, attempts=0, crashes=0) if record.steps else None), True
+    return (_idle(record, attempts=0, losses=Losses()) if record.steps else None), True
 
 
 def save_step(record: Record | None, *, holder: str, name: str, value: StoredResult) -> tuple[Record | None, bool]:
@@ -246,8 +283,18 @@ def break_lease(record: Record | None) -> tuple[Record | None, bool]:
     """Take the lease from its holder, by an operator's hand: the fence rises and nothing is charged."""
     if record is None or record.state is not RecordState.LEASED:
         return record, False
-    return replace(_idle(record, attempts=record.attempts, crashes=record.crashes), fence=record.fence + 1), True
+    return replace(_idle(record, attempts=record.attempts, losses=record.losses), fence=record.fence + 1), True
 
 
-def _idle(record: Record, *, attempts: int, crashes: int) -> Record:
-    return replace(record, state=RecordState.IDLE, attempts=attempts, crashes=crashes, holder="", until=0.0, owner="")
+def _idle(record: Record, *, attempts: int, losses: Losses) -> Record:
+    return replace(
+        record,
+        state=RecordState.IDLE,
+        attempts=attempts,
+        crashes=losses.crashes,
+        suspicions=losses.suspicions,
+        beside=False,
+        holder="",
+        until=0.0,
+        owner="",
+    )

@@ -74,4 +74,4 @@ def refused(claim: Claim, refusal: Refusal) -> Claim:
 
 def is_first(claim: Claim) -> bool:
     """Whether a claim is for the first attempt of its key: only that is no call more than the work has tasks."""
-    return not (claim.attempts or claim.crashes)
+    return not (claim.attempts or claim.crashes or claim.suspicions)

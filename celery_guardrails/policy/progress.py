@@ -32,9 +32,9 @@ class Progress:
         items: handled so far in all loops and runs; what a crash made the next run repeat counts again.
         saved_at: unix time in seconds of the last save by the store's clock, or None where nothing has been handled yet.
         attempts: charged to the key when a cursor moved last.
-        crashes: charged to the key when a cursor moved last.
+        crashes: and suspicions, of the key when a cursor moved last.
         stalls: runs in a row that have begun at these cursors, left them there, and ended without a charge.
-        begun: attempts and crashes that were charged when the last run began here; None where that run has moved a cursor.
+        begun: attempts, and crashes with suspicions, when the last run began here; None where that run has moved a cursor.
     """
 
     cursors: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,9 @@ class Progress:
         A task that is given up loses its charges, and its recovery points stay; so does whoever is replayed.
         """
         begun = self.begun or (0, 0)
-        return self.afresh() if attempts < max(self.attempts, begun[0]) or crashes < max(self.crashes, begun[1]) else self
+        before, lost = max(self.attempts, begun[0]), max(self.crashes, begun[1])
+        # suspicions end with an attempt that came to an end, so fewer losses than before say nothing where attempts were charged
+        return self.afresh() if attempts < before or (attempts == before and crashes < lost) else self
 
     def restarted(self, attempts: int, crashes: int) -> Progress:
         """Another run begins where an earlier one has left off."""
@@ -102,8 +104,12 @@ class Progress:
         return max(0, attempts - self.attempts)
 
     def losses(self, crashes: int) -> int:
-        """Return how many of the key's crashes came since a cursor moved."""
+        """Return how many of the key's crashes (and suspicions) came since a cursor moved."""
         return max(0, crashes - self.crashes)
+
+    def recent(self, suspicions: int, losses: int) -> int:
+        """Return how many suspicions came since a cursor moved, at most, of so many losses of both kinds."""
+        return min(suspicions, self.losses(losses))
 
     def stalled(self, attempts: int, crashes: int) -> int:
         """Return how many runs in a row got nowhere without a charge, the last one included: told to stop, or killed by a deploy.

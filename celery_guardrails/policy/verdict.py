@@ -15,6 +15,7 @@ from .delivery import Delivery
 from .lease import Claim, ClaimState, StoredResult
 from .resource import BREAKER, Resource
 from .retry import RetryPolicy
+from .suspicion import is_suspect
 
 __all__ = [
     "Cancelled",
@@ -115,11 +116,12 @@ Outcome = Union[NotStarted, Returned, Raised, Resubmitted, Cancelled, Rejected, 
 
 @dataclass(frozen=True)
 class Run:
-    """Run the body; ``guarded`` is False where the store is down and the setting says ``"open"``."""
+    """Run the body; ``guarded`` is False where the store is down and the setting says ``"open"``, ``alone`` in quarantine only."""
 
     attempt: int
     deadline: float | None
     guarded: bool = True
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ class Limits:
         busy_cap: seconds, the longest wait before a held key is looked at again.
         resource: what the task calls, or None.
         max_stalls: runs in a row that may leave the loops of a task where they found them without a charge.
+        quarantine_cap: seconds, the longest wait for what runs beside a message that should be alone; None: no limit.
     """
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -215,6 +218,7 @@ class Limits:
     busy_cap: float = 60.0
     resource: Resource | None = None
     max_stalls: int = 5
+    quarantine_cap: float | None = None
 
 
 #: Seconds before a message that found its store away is looked at again: first step and cap.
@@ -275,7 +279,7 @@ def decide(delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *
     if isinstance(outcome, Stopped):
         return HandBack(0.0, outcome.why)
     if isinstance(outcome, Lost):
-        if claim.progress.losses(outcome.crashes) >= limits.max_crashes:
+        if _proven(claim, outcome.crashes) >= limits.max_crashes:
             return _dead(delivery, claim, limits, "poison", charged=0, crashes=outcome.crashes)
         return HandBack(0.0, "crashed")
     return HandBack(BUSY_STEP, "lease lost")
@@ -304,14 +308,25 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
         return HandBack(min(claim.wait, step) + 0.25 * fraction, "held")
     if claim.state is ClaimState.REFUSED:
         return HandBack(_until_deadline(_resource_wait(delivery, claim, fraction), deadline, now), claim.why)
-    if claim.progress.losses(claim.crashes) >= limits.max_crashes:
+    if _proven(claim, claim.crashes) >= limits.max_crashes:
         return _dead(delivery, claim, limits, "poison", charged=0)
     if expired:
         return _dead(delivery, claim, limits, "deadline", charged=0)
-    stalls = claim.progress.stalled(attempt_number(delivery, claim) - 1, claim.crashes)
+    stalls = claim.progress.stalled(attempt_number(delivery, claim) - 1, claim.losses)
     if stalls >= limits.max_stalls:
         return _dead(delivery, claim, limits, "exhausted", charged=0, why=_stalled(claim, stalls))
-    return Run(attempt_number(delivery, claim), deadline)
+    alone = is_suspect(_proven(claim, claim.crashes), claim.progress.recent(claim.suspicions, claim.losses), limits.max_crashes)
+    return Run(attempt_number(delivery, claim), deadline, alone=alone)
+
+
+def _proven(claim: Claim, crashes: int) -> int:
+    """Return how many of the crashes that are charged came since the task's loops moved on.
+
+    Losses of both kinds are counted from there, since a crash that is proven makes crashes of what was suspicion before it; of
+    those that came since, as many as there are suspicions are taken for suspicions.
+    """
+    since = claim.progress.losses(crashes + claim.suspicions)
+    return since - min(since, claim.suspicions)
 
 
 def _failed(delivery: Delivery, claim: Claim, outcome: Raised, limits: Limits, now: float, fraction: float) -> Verdict:

@@ -50,6 +50,7 @@ class MemoryStore:
         lease: float,
         owner: str = "",
         attempts: int = 0,
+        beside: bool = False,
         ask: Ask | None = None,
     ) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
@@ -62,6 +63,7 @@ class MemoryStore:
                 now=self._now(),
                 owner=owner,
                 attempts=attempts,
+                beside=beside,
             )
             if ask is not None and claim.state is ClaimState.CLAIMED:
                 refused = self._enter(ask, holder, claim, lease)

@@ -93,6 +93,40 @@ class StoreContract:
         assert record is not None
         assert (record.crashes, record.attempts) == (0, 1)
 
+    def test_a_holder_that_vanishes_with_others_beside_it_is_a_suspicion_until_one_is_lost_alone(
+        self, store: IdempotencyStore, key: str
+    ) -> None:
+        def loses(holder: str, *, beside: bool) -> tuple[int, int]:
+            until(lambda: store.claim(key, holder=holder, fingerprint=None, lease=4 * SHORT, beside=beside).state is ClaimState.CLAIMED)
+            claim = store.claim(key, holder=holder, fingerprint=None, lease=SHORT, beside=beside)
+            return claim.crashes, claim.suspicions
+
+        assert loses("a", beside=True) == (0, 0)
+        assert loses("b", beside=True) == (0, 1)
+        assert loses("c", beside=True) == (0, 2)
+        record = store.lookup(key)
+        assert record is not None
+        assert (record.crashes, record.suspicions, record.beside) == (0, 2, True)
+        claim = store.claim(key, holder="c", fingerprint=None, lease=SHORT)  # alone from now on
+        assert (claim.state, claim.crashes, claim.suspicions) == (ClaimState.CLAIMED, 0, 2)
+        assert loses("d", beside=False) == (3, 0)
+
+    def test_a_crash_that_is_charged_beside_others_proves_no_suspicion_and_an_attempt_that_ended_clears_it(
+        self, store: IdempotencyStore, key: str
+    ) -> None:
+        store.claim(key, holder="a", fingerprint=None, lease=SHORT, beside=True)
+        until(lambda: store.claim(key, holder="b", fingerprint=None, lease=LONG, beside=True).state is ClaimState.CLAIMED)
+        record = store.release(key, holder="b", crashes=1)
+        assert record is not None
+        assert (record.crashes, record.suspicions, record.beside) == (1, 1, False)
+        claim = store.claim(key, holder="c", fingerprint=None, lease=LONG, beside=True)
+        assert (claim.crashes, claim.suspicions) == (1, 1)
+        busy = store.claim(key, holder="d", fingerprint=None, lease=LONG)
+        assert (busy.state, busy.crashes, busy.suspicions) == (ClaimState.BUSY, 1, 1)
+        record = store.release(key, holder="c", attempts=1)
+        assert record is not None
+        assert (record.attempts, record.crashes, record.suspicions) == (1, 1, 0)
+
     def test_a_renewed_lease_outlives_its_first_length(self, store: IdempotencyStore, key: str) -> None:
         store.claim(key, holder="a", fingerprint=None, lease=4 * SHORT)
         end = time.monotonic() + 6 * SHORT

@@ -149,21 +149,22 @@ class StoreMachine(RuleBasedStateMachine):
         lease=_lease,
         owner=st.one_of(st.just(""), _text),
         knows=_count,
+        beside=st.booleans(),
         calls=_calls,
     )
-    def claim(self, at: int, holder: str, fingerprint: str | None, lease: float, owner: str, knows: int, calls: int) -> None:
+    def claim(self, at: int, holder: str, fingerprint: str | None, lease: float, owner: str, knows: int, beside: bool, calls: int) -> None:
         """Claim a key."""
         for _ in range(calls):
-            self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner=owner, attempts=knows)
+            self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner=owner, attempts=knows, beside=beside)
 
-    @rule(at=_key, fingerprint=_fingerprint, lease=_lease, knows=st.sampled_from((0, 0, 1, 3)), calls=_calls)
-    def take_over(self, at: int, fingerprint: str | None, lease: float, knows: int, calls: int) -> None:
+    @rule(at=_key, fingerprint=_fingerprint, lease=_lease, knows=st.sampled_from((0, 0, 1, 3)), beside=st.booleans(), calls=_calls)
+    def take_over(self, at: int, fingerprint: str | None, lease: float, knows: int, beside: bool, calls: int) -> None:
         """Claim a key after the lease of another, who lets it end."""
         former = self._resolve(at, None)
         holder = _HOLDERS[1] if former == _HOLDERS[0] else _HOLDERS[0]
         self._outlast(self.keys[at])
         for _ in range(calls):
-            self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner="", attempts=knows)
+            self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner="", attempts=knows, beside=beside)
 
     def _claim(self, key: str, **call: Any) -> None:
         self._step([key], lambda: self.store.claim(key, **call), lambda answer, span: self._claimed(key, answer, span, **call))
@@ -224,7 +225,7 @@ class StoreMachine(RuleBasedStateMachine):
             record, done = transitions.release(known.record, **call)
             if done and record is not None:
                 assert answer is not None
-                told = ("state", "attempts", "crashes", "fence", "fingerprint")
+                told = ("state", "attempts", "crashes", "suspicions", "beside", "fence", "fingerprint")
                 assert [getattr(answer, name) for name in told] == [getattr(record, name) for name in told]
                 assert _without_task(answer.steps) == _without_task(record.steps)
             else:
@@ -440,7 +441,7 @@ def _same(expected: Record | None, found: Record | None, tolerance: float) -> No
     if expected is None or found is None:
         assert found is expected, f"found {found}, not {expected}"
         return
-    told: tuple[str, ...] = ("state", "fingerprint", "fence", "attempts", "crashes", "owner", "result")
+    told: tuple[str, ...] = ("state", "fingerprint", "fence", "attempts", "crashes", "suspicions", "beside", "owner", "result")
     if expected.state is not RecordState.COMPLETED:  # who completed it need not be kept
         told = (*told, "holder")
     differ = {name: (getattr(found, name), getattr(expected, name)) for name in told if getattr(found, name) != getattr(expected, name)}

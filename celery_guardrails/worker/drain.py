@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 from ..integration import stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
+from ..integration.solitude import solitude
 from .archiving import check_archive
 from .overruns import report_abandoned, runs_here
 
@@ -44,6 +45,7 @@ class Drain(bootsteps.Step):
         for task in list(w.app.tasks.values()):
             if getattr(task, "guarded", False):
                 self._rails.check_task(task.guard_options)
+        solitude.open(_concurrency(w, kwargs.get("autoscale")))
         self._told = threading.Event()
         self._over = threading.Event()
         stopping.reset()
@@ -110,3 +112,11 @@ class Drain(bootsteps.Step):
                 os.kill(request.worker_pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+
+def _concurrency(w: Any, autoscale: Any) -> int:
+    """Return how many tasks this worker may run at a time; its pool is not there yet."""
+    if w.pool_cls.__module__.endswith(".solo"):
+        return 1
+    most = str(autoscale).partition(",")[0] if isinstance(autoscale, str) else autoscale[0] if autoscale else 0
+    return max(int(most), int(w.concurrency or 1))

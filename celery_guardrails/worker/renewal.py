@@ -14,6 +14,8 @@ from celery.worker.consumer import Tasks
 from ..integration import overtaken
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
+from ..integration.solitude import solitude
+from ..policy.suspicion import QUARANTINE
 from .background import Background
 
 __all__ = ["Renewal"]
@@ -63,7 +65,7 @@ class Renewal(bootsteps.StartStopStep):
         guard = self._rails.main_guard
         try:
             leases = [(r.delivery.key, holder) for holder, r in list(state.live.items())]
-            for (_, holder), held in zip(leases, guard.store.renew(leases, lease), strict=True):
+            for (_, holder), held in zip(leases, guard.store.renew(self._with_quarantine(leases), lease), strict=False):
                 if not held:  # overtaken, or it has not begun or has ended meanwhile: the child finds out which
                     overtaken.mark(holder)
             self._hold_slots(lease)
@@ -71,6 +73,11 @@ class Renewal(bootsteps.StartStopStep):
         finally:
             visibility = self._extend_visibility()
         return min(lease, visibility) / 3
+
+    def _with_quarantine(self, leases: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Add the lease of the quarantine, if one of these holders is in there; last, so that nobody is told of its loss."""
+        suspect = solitude.in_quarantine()
+        return [*leases, (QUARANTINE, suspect)] if suspect in state.live else leases
 
     def _hold_slots(self, lease: float) -> None:
         slots = [(request.resource, holder) for holder, request in list(state.live.items()) if request.resource is not None]

@@ -91,7 +91,7 @@ def test_the_task_of_a_killed_worker_starts_on_another_within_lease_and_five_sec
     assert worker_of(shared_workers, second.pid) is not victim
     assert second.time >= first.time + LEASE - 0.5, "not before the lease of the dead one has ended"
     assert second.fields["attempt"] == 1, "no attempt is charged"
-    assert second.fields["crashes"] == 1, "one crash is"
+    assert second.fields["crashes"] == 0, "nor a crash: another may have run beside it"
     assert result.get(timeout=30) == second.run
     assert app.ledger.count(name) == 1
 

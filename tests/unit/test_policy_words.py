@@ -15,6 +15,7 @@ from celery_guardrails.policy.lease import Claim, ClaimState, Record, RecordStat
 from celery_guardrails.policy.lease import claim as take
 from celery_guardrails.policy.progress import Progress
 from celery_guardrails.policy.retry import RetryPolicy
+from celery_guardrails.policy.suspicion import QUARANTINE, QUARANTINED
 from celery_guardrails.policy.verdict import DeadLetterNow, Limits, PassThrough, Rejected, Run
 
 
@@ -40,6 +41,10 @@ def test_headers_have_the_names_that_live_messages_carry() -> None:
     )
 
 
+def test_the_quarantine_has_a_key_that_no_release_may_change_and_no_template_makes() -> None:
+    assert (QUARANTINE, QUARANTINED) == ("\x7fquarantine", "quarantine")
+
+
 @pytest.mark.parametrize(
     ("header", "of_one"),
     [
@@ -62,8 +67,8 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
     ("made", "fields"),
     [
         (StoredResult(), (None, None, b"", "")),
-        (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {})),
-        (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None, Progress())),
+        (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {}, 0, False)),
+        (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None, Progress(), 0)),
         (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), (), ())),
         (PastAttempt(), (0, 0.0, "", "", "", "", 0)),
         (PastDeath(), ("", "", None)),
@@ -74,11 +79,11 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
             ("poison", "", "", None, "", "", "", "", 0, 0, None, None, "", "", "", "", 0, ()),
         ),
         (Rejected(), (False,)),
-        (Run(1, None), (1, None, True)),
         (DeadLetterNow("poison", 1), ("poison", 1, 0, "")),
-        (PassThrough(), (0, False)),
-        (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0, None, 5)),
+        (Limits(), (RetryPolicy(), 3, "return", True, "defer", 60.0, None, 5, None)),
         (Progress(), ({}, 0, None, 0, 0, 0, None)),
+        (Run(1, None), (1, None, True, False)),
+        (PassThrough(), (0, False)),
         (RetryPolicy(), (12, 1.0, 600.0, "full", None, True)),
     ],
     ids=lambda value: type(value).__name__,

@@ -138,6 +138,20 @@ ADMISSION: list[tuple[Claim, Delivery, dict[str, Any], Any]] = [
     (claimed(crashes=1, progress=at(stalls=4, begun=(0, 0))), FIRST, {}, Run(1, None)),
     (claimed(crashes=1, progress=at(stalls=5, begun=(0, 0))), FIRST, {}, DeadLetterNow("exhausted", attempts=0, crashes=1, why=STALLED)),
     (claimed(progress=at(stalls=4, begun=(2, 0))), THIRD, {}, DeadLetterNow("exhausted", attempts=2, why=STALLED)),
+    # -- it was in workers that vanished with others: no charge, but alone where one loss more would be the last
+    (claimed(suspicions=1, takeover=True), FIRST, {}, Run(1, None)),
+    (claimed(suspicions=2, takeover=True), FIRST, {}, Run(1, None, alone=True)),
+    (claimed(crashes=1, suspicions=1), THIRD, {}, Run(3, None, alone=True)),
+    (claimed(suspicions=9), FIRST, {}, Run(1, None, alone=True)),
+    (claimed(suspicions=1), FIRST, {"max_crashes": 1}, Run(1, None, alone=True)),
+    (claimed(suspicions=2), FIRST, {"deadline": 50.0}, DeadLetterNow("deadline", attempts=0)),
+    #    from where its loops moved on, losses of both kinds are counted; a run that ended so is no stall
+    (claimed(suspicions=2, progress=at(crashes=2)), FIRST, {}, Run(1, None)),
+    (claimed(suspicions=4, progress=at(crashes=2)), FIRST, {}, Run(1, None, alone=True)),
+    (claimed(crashes=4, progress=at(crashes=2)), FIRST, {}, Run(1, None)),
+    (claimed(crashes=5, progress=at(crashes=2)), FIRST, {}, DeadLetterNow("poison", attempts=0, crashes=5, why=STANDS)),
+    (claimed(crashes=4, suspicions=1, progress=at(crashes=2)), FIRST, {}, Run(1, None, alone=True)),
+    (claimed(suspicions=1, progress=at(stalls=4, begun=(0, 0))), FIRST, {}, Run(1, None)),
     # -- another execution has it: at most until its lease ends, nothing charged
     (BUSY, FIRST, {}, HandBack(0.5 + 0.125, "held")),
     (BUSY, given_delivery(deferrals=3), {}, HandBack(4.0 + 0.125, "held")),

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from ...errors import StoreUnavailable
 from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
 from ...policy.resource import Ask, Tell
+from ...policy.suspicion import Losses
 from .cluster import Cluster
 from .resources import RedisResources
 from .runner import FAILURES, Runner
@@ -68,10 +69,11 @@ class RedisStore(RedisResources):
         lease: float,
         owner: str = "",
         attempts: int = 0,
+        beside: bool = False,
         ask: Ask | None = None,
     ) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        words = (key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts)
+        words = (key, holder, fingerprint or "", _milliseconds(lease), self._memory, owner, attempts, int(beside))
         if ask is None:
             return _claimed(self._run("claim", *words))
         if self._runner.together:
@@ -115,7 +117,7 @@ class RedisStore(RedisResources):
             return None
         return Record(
             attempts=int(answer[0]),
-            crashes=int(answer[1]),
+            **Losses.unpack(int(answer[1]))._asdict(),
             fence=int(answer[2]),
             fingerprint=answer[3].decode() or None,
             steps=_steps(answer[4:]),
@@ -216,22 +218,32 @@ def _claimed(answer: Any) -> Claim:
     state, *words = answer.split()
     now = int(words[-1]) / 1000
     if state == b"claimed":
+        suspicions, crashes = divmod(int(words[2]), 1000)
         return Claim(
             ClaimState.CLAIMED,
             fence=int(words[0]),
             attempts=int(words[1]),
-            crashes=int(words[2]),
+            crashes=crashes,
             takeover=words[3] == b"1",
             steps=_steps(more) if more else {},
             now=now,
+            suspicions=suspicions,
         )
     if state == b"busy":
-        return Claim(ClaimState.BUSY, wait=int(words[0]) / 1000, attempts=int(words[1]), crashes=int(words[2]), now=now)
+        suspicions, crashes = divmod(int(words[2]), 1000)
+        return Claim(ClaimState.BUSY, wait=int(words[0]) / 1000, attempts=int(words[1]), crashes=crashes, now=now, suspicions=suspicions)
     if state == b"completed":
         return Claim(ClaimState.COMPLETED, fence=int(words[0]), result=_result(*more), now=now)
     if state == b"refused":
+        suspicions, crashes = divmod(int(words[3]), 1000)
         return Claim(
-            ClaimState.REFUSED, why=words[0].decode(), wait=int(words[1]) / 1000, attempts=int(words[2]), crashes=int(words[3]), now=now
+            ClaimState.REFUSED,
+            why=words[0].decode(),
+            wait=int(words[1]) / 1000,
+            attempts=int(words[2]),
+            crashes=crashes,
+            now=now,
+            suspicions=suspicions,
         )
     return Claim(ClaimState.CONFLICT, now=now)
 
@@ -266,7 +278,7 @@ def _record(fields: Sequence[bytes]) -> Record | None:
         fingerprint=fingerprint,
         fence=fence,
         attempts=int(fields[3]),
-        crashes=int(fields[4]),
+        **Losses.unpack(int(fields[4]))._asdict(),
         holder=fields[5].decode(),
         until=int(fields[6]) / 1000,
         claimed_at=int(fields[7]) / 1000,

@@ -1,9 +1,11 @@
 -- The record of a key is one string: a msgpack array, the most compact form that a script can read.
---   idle, leased: {state, fingerprint, fence, attempts, crashes, holder, until_ms, claimed_ms, owner [, steps]}
+--   idle, leased: {state, fingerprint, fence, attempts, losses, holder, until_ms, claimed_ms, owner [, steps]}
 --   completed:    {2, fingerprint, fence, completed_ms, task_id, content_type, content_encoding, data}
+--   losses:       crashes, 1000 for each suspicion, 1000000 where others may run beside the holder (policy/suspicion.py)
 --   steps:        {name = {content_type, content_encoding, data}, ...}, absent where there are none
 -- An empty string stands for None. Time is the server's own, never the caller's.
 local IDLE, LEASED, COMPLETED = 0, 1, 2
+local SUSPICION, BESIDE = 1000, 1000000
 local STEPS_MS = 2592000000 -- 30 days: celery_guardrails.stores.STEPS_SECONDS
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -19,6 +21,8 @@ local function save(key, record, milliseconds)
 end
 local function int(number) return string.format('%.0f', number) end
 local function words(...) return table.concat({...}, ' ') end
+-- every suspicion is a crash
+local function proven(losses) return losses % SUSPICION + math.floor(losses / SUSPICION) end
 -- flat: name, content type, content encoding, data, and so on
 local function add_steps(answer, steps)
   for name, value in pairs(steps) do

@@ -85,22 +85,23 @@ class SqlStore(SqlResources, abc.ABC):
         lease: float,
         owner: str = "",
         attempts: int = 0,
+        beside: bool = False,
         ask: Ask | None = None,
     ) -> Claim:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
-        claim = self._claim(key, holder, fingerprint, lease, owner, attempts)
+        claim = self._claim(key, holder, fingerprint, lease, owner, attempts, beside)
         return claim if ask is None else self._enter(claim, ask, key=key, holder=holder, lease=lease)
 
-    def _claim(self, key: str, holder: str, fingerprint: str | None, lease: float, owner: str, attempts: int) -> Claim:
+    def _claim(self, key: str, holder: str, fingerprint: str | None, lease: float, owner: str, attempts: int, beside: bool) -> Claim:
         def change(record: Record | None, now: float) -> tuple[Record | None, Claim, float]:
             taken, claim = transitions.claim(
-                record, holder=holder, fingerprint=fingerprint, lease=lease, now=now, owner=owner, attempts=attempts
+                record, holder=holder, fingerprint=fingerprint, lease=lease, now=now, owner=owner, attempts=attempts, beside=beside
             )
             return (taken if claim.state is ClaimState.CLAIMED else record), claim, self._kept(taken) + lease
 
         if self.dialect.insert_or_read is None:
             return self._change(key, change, afresh=True)
-        blank = Record(RecordState.LEASED, fingerprint, attempts=attempts, holder=holder, owner=owner)
+        blank = Record(RecordState.LEASED, fingerprint, attempts=attempts, holder=holder, owner=owner, beside=beside)
         parameters = {
             **self._named(key),
             **table.values(blank, expires=0, version=1),

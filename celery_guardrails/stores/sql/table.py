@@ -9,7 +9,8 @@ state          0 idle, 1 leased, 2 completed
 fingerprint    of the arguments, or empty
 fence          fencing token of the last claim
 attempts       charged
-crashes        holders that vanished
+crashes        holders that vanished; 1,000 for each that another may have taken with it, and 1,000,000 while others may run beside
+               the holder (:class:`~celery_guardrails.policy.suspicion.Losses`)
 holder, owner  of the lease; who completed it
 until_us       end of the lease, microseconds since 1970 by the database's clock
 claimed_us     last claim, or completion
@@ -31,6 +32,7 @@ from hashlib import blake2b
 from typing import Any
 
 from ...policy.lease import Record, RecordState, StoredResult
+from ...policy.suspicion import Losses
 
 __all__ = ["NAMES", "TABLE", "Row", "identifier", "key_text", "namespace_text", "values"]
 
@@ -81,7 +83,7 @@ class Row:
             fingerprint=row["fingerprint"] or None,
             fence=int(row["fence"]),
             attempts=row["attempts"],
-            crashes=row["crashes"],
+            **Losses.unpack(int(row["crashes"]))._asdict(),
             holder=row["holder"],
             until=row["until_us"] / 1e6,
             claimed_at=row["claimed_us"] / 1e6,
@@ -100,7 +102,7 @@ def values(record: Record, *, expires: float, version: int) -> dict[str, Any]:
         "fingerprint": record.fingerprint or "",
         "fence": record.fence,
         "attempts": record.attempts,
-        "crashes": record.crashes,
+        "crashes": record.losses.pack(),
         "holder": record.holder,
         "owner": _plain(record.owner)[:255],
         "until_us": int(record.until * 1e6),

@@ -55,6 +55,7 @@ _CONSUMER_STEPS = (
     "celery_guardrails.worker.pruning:Pruning",
     "celery_guardrails.worker.archiving:Archiving",
     "celery_guardrails.worker.lost_children:LostChildren",
+    "celery_guardrails.worker.returning:Returning",
     "celery_guardrails.worker.delayed:DelayedPump",
     "celery_guardrails.worker.broker_letters:BrokerLetters",
 )

@@ -59,6 +59,8 @@ class GuardedRequest(Request):
             first=self._rails.main_guard.now(),
         )
         state.serves.setdefault(self.delivery.queue, set()).add(self.resource)
+        if self.delivery.counted:
+            state.counted.add(self)
         # Pickled in one piece with the body that Celery sends along: the bytes travel once.
         self._request_dict[DELIVERY_FIELD] = self.delivery
 
@@ -126,7 +128,34 @@ class GuardedRequest(Request):
         """The end of it, so there is nothing left to renew."""
         if self._task.acks_late:
             state.live.pop(self.delivery.holder, None)
+        state.counted.discard(self)
         super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Refused by us or by the body; what goes back to its queue has not failed there, and is not counted as if it had."""
+        if not (requeue and self.return_afresh()):
+            self._reject(requeue)
+
+    def _reject(self, requeue: bool) -> None:
+        state.counted.discard(self)
+        super().reject(requeue=requeue)
+
+    def return_afresh(self) -> bool:
+        """Put a copy without the broker's count of deliveries into the queue and acknowledge; False where there is no such count.
+
+        RabbitMQ says on a message how often a quorum queue has had it back, from the second delivery on. So one return in two is
+        counted, and none is left on a message that waits for long.
+        """
+        if self.acknowledged or not self.delivery.counted:
+            return False
+        travel = self.delivery.travel.evolve(origin=self.delivery.origin)
+        try:
+            self._rails.broker.send(self.delivery.again(travel), self.delivery.queue)
+        except PublishFailed as failed:
+            logger.warning("%s[%s] goes back to its queue with one delivery counted: %r", self.name, self.id, failed)
+            return False
+        self.acknowledge()
+        return True
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard limit is a failed attempt: the policy decides whether it is tried again."""
@@ -174,7 +203,7 @@ class GuardedRequest(Request):
             self.acknowledge()
             return
         logger.warning("%s[%s]: %s; it starts again", self.name, self.id, exc)
-        self.reject(requeue=True)
+        self._reject(requeue=True)  # at once, before what waits behind it; and the broker may count what we do
 
     # -- a hard time limit ------------------------------------------------------------------------------------
 

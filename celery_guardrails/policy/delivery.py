@@ -214,6 +214,11 @@ class Delivery:
             return self.travel.origin
         return (self.raw.exchange, self.raw.routing_key) if self.raw is not None else ("", self.queue)
 
+    @property
+    def counted(self) -> bool:
+        """Whether the broker counts the deliveries of this message and has counted one: a quorum queue, which may have a limit."""
+        return self.raw is not None and bool(self.raw.headers.get("x-delivery-count"))
+
     def travelled(self, now: float) -> Travel:
         """Return what a copy of this message remembers; ``now`` is unix time in seconds, for one that knows no first publish."""
         travel = self.travel

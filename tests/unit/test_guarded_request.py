@@ -34,6 +34,7 @@ class Desk:
 
         class Parts:
             guard = main_guard = desk.bench.guard
+            broker = desk.bench.broker
 
         rails._opened = (os.getpid(), Parts())  # type: ignore[assignment]
         self.id = uuid()
@@ -43,7 +44,9 @@ class Desk:
     def apply_async(self, target: Any, **options: Any) -> None:
         self.given.append(options)
 
-    def request(self, *, deadline: float | None = SPAN, timelimit: Any = None, until: float | None = None, **options: Any) -> Any:
+    def request(
+        self, *, deadline: float | None = SPAN, timelimit: Any = None, until: float | None = None, count: int | None = None, **options: Any
+    ) -> Any:
         """Receive a message of a task that was published just now."""
 
         name = f"desk.task{len(self.given)}"
@@ -53,6 +56,8 @@ class Desk:
 
         travel = Travel(key="key", first=self.bench.clock.now(), until=until)
         headers = {"id": self.id, "task": name, "timelimit": timelimit, TRAVEL_HEADER: travel.to_header()}
+        if count is not None:
+            headers["x-delivery-count"] = count
         message = SimpleNamespace(
             headers=headers,
             properties={},
@@ -162,3 +167,50 @@ def test_a_task_that_completed_in_the_moment_of_the_kill_goes_back_and_gets_its_
     assert desk.acts == ["reject, requeue True"]
     assert desk.app.AsyncResult(desk.id).state == "PENDING"
     assert not list(desk.bench.broker.browse("q.dead"))
+
+
+# -- back into its queue ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_broker_has_counted_goes_back_as_a_copy_that_it_has_not(desk: Desk) -> None:
+    request = desk.request(count=1)
+    assert request in state.counted
+    request.reject(requeue=True)
+    (letter,) = desk.bench.broker.browse("q")
+    assert "x-delivery-count" not in letter.message.headers
+    travel = Travel.from_headers(letter.message.headers)
+    assert (travel.key, travel.attempts, travel.deferrals, travel.deliveries) == ("key", 0, 0, 0)
+    assert letter.message.headers["id"] == desk.id
+    assert desk.acts == ["ack"], "the copy first"
+    assert request not in state.counted
+
+
+@pytest.mark.parametrize("count", [None, 0])
+def test_what_it_has_not_counted_is_rejected_as_ever(desk: Desk, count: int | None) -> None:
+    request = desk.request(count=count)
+    assert request not in state.counted
+    request.reject(requeue=True)
+    assert desk.acts == ["reject, requeue True"]
+    assert not list(desk.bench.broker.browse("q"))
+
+
+def test_what_is_not_to_go_back_is_not_copied(desk: Desk) -> None:
+    request = desk.request(count=1)
+    request.reject()
+    assert desk.acts == ["reject, requeue False"]
+    assert not list(desk.bench.broker.browse("q"))
+    assert request not in state.counted
+
+
+def test_a_copy_that_cannot_be_published_leaves_the_message_with_its_count(desk: Desk) -> None:
+    request = desk.request(count=1)
+    desk.bench.down.add("broker")
+    request.reject(requeue=True)
+    assert desk.acts == ["reject, requeue True"]
+
+
+def test_what_is_settled_is_not_put_back_once_more(desk: Desk) -> None:
+    request = desk.request(count=1)
+    request.acknowledge()
+    assert not request.return_afresh()
+    assert not list(desk.bench.broker.browse("q"))

@@ -44,7 +44,11 @@ if TYPE_CHECKING:
 __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 
 #: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
-_WORKER_STEPS = ("celery_guardrails.worker.drain:Drain", "celery_guardrails.worker.leaks:Leaks")
+_WORKER_STEPS = (
+    "celery_guardrails.worker.drain:Drain",
+    "celery_guardrails.worker.leaks:Leaks",
+    "celery_guardrails.worker.orphans:Orphans",
+)
 _CONSUMER_STEPS = (
     "celery_guardrails.worker.events:UnconfirmedEvents",
     "celery_guardrails.worker.topology:DeadLetterTopology",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ class GuardedRequest(Request):
     #: That has told this process that the task begins.
     thread: int | None = None
     _settled_here = False
+    _cut_off = False
     _own_limits: tuple[float | None, float | None] = (None, None)
     #: Seconds after which the pool kills the task because its deadline has come.
     _deadline_limit: float | None = None
@@ -124,8 +126,24 @@ class GuardedRequest(Request):
         # after Celery counts it as active: the renewal's thread, coming in between, would take it for one that has ended
         state.live[self.delivery.holder] = self
 
+    def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
+        """A cold shutdown ends what runs; where the pool cannot do that, the task ends by itself or with its process.
+
+        Celery lets the error of such a pool loose in the signal's handler, which on the solo pool is in the body of the task: it
+        would fail for good, because somebody stopped the worker.
+        """
+        self._cut_off = bool(getattr(pool, "is_green", False))
+        with contextlib.suppress(NotImplementedError):
+            super().cancel(pool, *args, **options)
+
     def acknowledge(self) -> None:
         """The end of it, so there is nothing left to renew."""
+        if self._cut_off:
+            # a greenlet that was killed says that it has succeeded (celery/concurrency/gevent.py, ``_make_killable_target``)
+            self._cut_off = False
+            self.surrender()
+            self.reject(requeue=True)
+            return
         if self._task.acks_late:
             state.live.pop(self.delivery.holder, None)
         state.counted.discard(self)

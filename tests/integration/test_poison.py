@@ -56,7 +56,7 @@ def test_a_replayed_poison_message_has_its_three_crashes_again(app, name):
     eventually(lambda: app.guardrails.lookup(f"effect:{name}") is None, 10, because="the record is forgotten")
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGTERM, signal.SIGKILL, 0], ids=["SIGSEGV", "SIGTERM", "SIGKILL", "os._exit"])
 def test_two_crashes_are_survived_without_an_attempt_charged(app, name, number):
     result = app.send("kill_self", name, times=2, number=number)
     assert result.get(timeout=30) == name

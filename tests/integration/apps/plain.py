@@ -35,7 +35,9 @@ def hold_gil(seconds: float) -> None:
 
 
 def vanish(number: int = signal.SIGKILL) -> None:
-    """End this process as the kernel would."""
+    """End this process as the kernel would; with 0 it leaves without a word."""
+    if number == 0:
+        os._exit(1)
     os.kill(os.getpid(), number)
     time.sleep(10)
 

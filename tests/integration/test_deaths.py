@@ -1,0 +1,179 @@
+"""How a worker can die, on every pool and both brokers: docs/deaths.md is the table of what this module finds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from urllib.parse import urlsplit
+
+import pytest
+from celery.exceptions import TimeLimitExceeded
+
+from celery_guardrails.errors import PoisonTask
+from tests.support import eventually
+
+LEASE = 3.0
+#: Seconds. On Redis what a dead worker held comes back after the visibility timeout and the next sweep.
+REDIS = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+POOLS = ("prefork", "threads", "gevent", "solo")
+SECONDS = 4.0
+
+
+@pytest.fixture
+def app(deploy, broker):
+    options = REDIS if broker.kind == "redis" else {}
+    return deploy(guardrails_lease_seconds=LEASE, broker_transport_options=options, guardrails_drain_seconds=20)
+
+
+def kill(worker):
+    worker.kill()
+
+
+def sigquit(worker):
+    worker.signal(signal.SIGQUIT)
+
+
+def term_then_quit(worker):
+    worker.terminate()
+    worker.wait_log("Warm shutdown")
+    worker.signal(signal.SIGQUIT)
+
+
+def term_twice(worker):
+    worker.terminate()
+    worker.wait_log("Warm shutdown")
+    worker.terminate()
+
+
+def dies(app, pool, death, name="a", concurrency=2):
+    """Let a worker die in the middle of a task, start the next one, and return the starts of the body."""
+    worker = app.worker(pool=pool, concurrency=concurrency)
+    result = app.send("effect", name, SECONDS)
+    app.ledger.wait("start", name)
+    children = worker.children()
+    death(worker)
+    worker.wait(60)
+    eventually(lambda: not any(map(_lives, children)), 30, because="no orphan is left")
+    app.worker(pool=pool, concurrency=concurrency)
+    assert result.get(timeout=60) == name
+    assert app.ledger.count(name) == 1
+    assert app.dead() == 0
+    assert not app.ledger.overlaps(name)
+    eventually(lambda: app.depth() == 0, 30)
+    return [(start.fields["attempt"], start.fields["crashes"]) for start in app.ledger.entries(event="start", key=name)]
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+#: Attempt and crashes that each run of the body sees. A worker with others beside it leaves a suspicion, and that charges nothing.
+ONCE, AGAIN, CRASHED = [(1, 0)], [(1, 0), (1, 0)], [(1, 0), (1, 1)]
+DEATHS = [
+    # pool       death           runs
+    ("prefork", kill, AGAIN),
+    ("threads", kill, AGAIN),
+    ("gevent", kill, AGAIN),
+    ("solo", kill, CRASHED),
+    ("prefork", sigquit, AGAIN),
+    ("threads", sigquit, ONCE),  # a thread cannot be ended: it is waited for
+    ("gevent", sigquit, AGAIN),
+    ("solo", sigquit, ONCE),
+    ("prefork", term_then_quit, AGAIN),
+    ("threads", term_then_quit, ONCE),
+    ("gevent", term_then_quit, AGAIN),
+    ("solo", term_then_quit, ONCE),
+    ("prefork", term_twice, ONCE),
+    ("threads", term_twice, ONCE),
+    ("gevent", term_twice, ONCE),
+    ("solo", term_twice, ONCE),
+]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("pool", "death", "runs"), DEATHS, ids=lambda value: getattr(value, "__name__", None))
+def test_a_worker_that_ends_in_mid_task_loses_nothing_and_charges_no_attempt(app, pool, death, runs):
+    assert dies(app, pool, death) == runs
+
+
+@pytest.mark.chaos
+def test_a_child_stuck_in_c_is_killed_at_its_hard_limit_and_that_is_an_attempt_and_no_crash(app):
+    worker = app.worker(concurrency=2)
+    result = app.task("hold_gil").apply_async(("a", 60.0), time_limit=1)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=60)
+    (letter,) = eventually(app.letters, 20)
+    found = letter.headers["guardrails"]
+    assert (found["reason"], found["attempts"], found["crashes"]) == ("exhausted", 3, 0)
+    assert app.ledger.count("a", "start") == 3
+    assert worker.alive()
+
+
+# -- a host that is frozen, and a network that says nothing -----------------------------------------------------------
+
+
+@pytest.mark.chaos
+@pytest.mark.brokers("amqp")
+def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(app):
+    frozen = app.worker(concurrency=2)
+    first = app.send("token", "a", 1.0)
+    app.ledger.wait("start", "a")
+    frozen.freeze()
+    try:
+        app.worker(concurrency=2)
+        second = app.send("token", "a", 1.0)  # RabbitMQ waits for the frozen one until its heartbeats are missed
+        (_, again) = app.ledger.wait("start", "a", times=2, timeout=40)
+        assert second.get(timeout=30) == again.run
+        record = app.guardrails.lookup("effect:a")
+    finally:
+        frozen.thaw()
+    frozen.wait_log("lost the lease", timeout=30)
+    assert app.guardrails.lookup("effect:a") == record
+    assert (again.fields["attempt"], again.fields["crashes"]) == (1, 0)
+    eventually(lambda: app.depth() == 0, 30)
+    assert app.app.AsyncResult(first.id).state != "FAILURE"
+    assert app.send("token", "a").get(timeout=30) == again.run
+    assert app.ledger.count("a", "start") == 2
+
+
+@pytest.mark.chaos
+def test_a_connection_that_carries_nothing_and_says_nothing_does_not_make_a_task_run_twice(deploy, broker, proxy):
+    parts = urlsplit(broker.url)
+    between = proxy(parts.port)
+    redis = REDIS if broker.kind == "redis" else {}
+    app = deploy("untouched", broker_transport_options=redis, guardrails_lease_seconds=LEASE, broker_heartbeat=2)
+    cut_off = app.worker(env={"TESTAPP_BROKER_URL": broker.url.replace(f":{parts.port}/", f":{between.port}/")})
+    result = app.send("token", "a", 8.0)
+    (start,) = app.ledger.wait("start", "a")
+    between.stall()
+    app.worker()
+    app.ledger.wait("end", "a", timeout=40)
+    assert result.get(timeout=60) == start.run
+    between.mend()
+    names = [f"n{number}" for number in range(8)]
+    results = [app.send("effect", name, 0.2) for name in names]
+    assert [result.get(timeout=90) for result in results] == names
+    eventually(lambda: app.depth() == 0, 60)
+    assert app.ledger.counts("start") == app.ledger.counts() == dict.fromkeys(["a", *names], 1)
+    assert cut_off.alive()
+
+
+# -- poison ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.chaos
+def test_poison_in_a_worker_of_one_task_at_a_time_is_dead_after_three_workers(app):
+    poison = app.send("kill_self", "a")
+    for _ in range(3):
+        worker = app.worker(pool="solo", concurrency=1)
+        worker.wait(60)
+    app.worker(pool="solo", concurrency=1)
+    with pytest.raises(PoisonTask):
+        poison.get(timeout=60)
+    (letter,) = app.letters()
+    assert (letter.headers["guardrails"]["reason"], letter.headers["guardrails"]["crashes"]) == ("poison", 3)
+    assert app.ledger.count("a", "dies") == 3

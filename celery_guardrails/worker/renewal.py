@@ -95,7 +95,11 @@ class Renewal(bootsteps.StartStopStep):
         touch = getattr(self._rails.broker, "touch", None)
         channel = getattr(consumer, "channel", None)
         delivered = getattr(getattr(channel, "qos", None), "_delivered", None)
-        if touch is None or delivered is None:
+        if touch is None or channel is None or delivered is None:
             return float("inf")
         touch(list(delivered))
+        if getattr(state.consumer, "hub", None) is None:
+            # Without an event loop (gevent, eventlet) kombu sweeps when a poll finds nothing to read, and an idle worker always
+            # finds the end of its waiting (redis.py, ``MultiChannelPoller.get``): what dead workers held would never come back.
+            channel.qos.restore_visible(num=channel.unacked_restore_limit, interval=1)
         return float(getattr(channel, "visibility_timeout", None) or 3600)

@@ -16,6 +16,7 @@ from celery_guardrails import DeadlineExceeded, GuardedTask, Guardrails, RetryPo
 from celery_guardrails.integration import request as module
 from celery_guardrails.integration.mainstate import state
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
+from celery_guardrails.policy.lease import RecordState
 from celery_guardrails.policy.verdict import Returned
 from tests.unit.test_guard import LIMITS, Bench, dead
 
@@ -214,3 +215,42 @@ def test_what_is_settled_is_not_put_back_once_more(desk: Desk) -> None:
     request.acknowledge()
     assert not request.return_afresh()
     assert not list(desk.bench.broker.browse("q"))
+
+
+# -- a cold shutdown --------------------------------------------------------------------------------------------------
+
+
+class ColdPool:
+    """A pool that is told to end a task."""
+
+    def __init__(self, *, green: bool = False) -> None:
+        self.is_green = green
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        if not self.is_green:
+            raise NotImplementedError
+
+
+def running(desk: Desk) -> Any:
+    request = desk.request()
+    request.execute_using_pool(None)
+    request.on_accepted(os.getpid(), desk.bench.clock.now())
+    desk.bench.guard.admit(request.delivery, LIMITS)
+    return request
+
+
+def test_a_task_that_its_pool_cannot_end_goes_on_and_is_told_nothing(desk: Desk) -> None:
+    request = running(desk)
+    request.cancel(ColdPool())
+    request.acknowledge()
+    assert desk.acts == ["ack"]
+
+
+def test_a_greenlet_that_was_ended_has_not_succeeded_whatever_its_pool_says(desk: Desk) -> None:
+    request = running(desk)
+    request.cancel(ColdPool(green=True))
+    request.acknowledge()
+    assert desk.acts == ["reject, requeue True"]
+    record = desk.bench.store.lookup("key")
+    assert record is not None
+    assert (record.state, record.attempts, record.crashes) == (RecordState.IDLE, 0, 0)

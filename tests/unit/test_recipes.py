@@ -38,3 +38,17 @@ def test_every_link_between_the_pages_leads_somewhere():
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+\.md)[^)]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_deaths_names_tests_that_there_are():
+    page = (DOCS / "deaths.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.parent.glob("tests/*/test_*.py"))
+    listed = dict(re.findall(r"^\* `([^`]+)`: `(test_\w+)`", page, re.MULTILINE))
+    assert set(listed.values()) <= set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| death"))]
+    assert len(rows) > 35
+    for row in rows:
+        told = row.split("|")[-2].strip()
+        used = set(re.findall(r"`([^`]+)`", told))
+        assert used or told.startswith("*not tested*") or told == "–", row
+        assert used <= set(listed), row

@@ -14,6 +14,7 @@ __all__ = [
     "Completed",
     "Crashed",
     "DeadLettered",
+    "Drained",
     "Event",
     "HandedBack",
     "LeaseTaken",
@@ -207,13 +208,28 @@ class Overran:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """The drain time is over and a task still runs in a pool that cannot end it: the worker waits, its lease is kept."""
+    """The drain time is over and a task still runs in a pool that cannot end it: the process ends, and the message goes back."""
 
     task: str
     task_id: str
     key: str
     seconds: float
     where: str
+
+
+@dataclass(frozen=True)
+class Drained:
+    """A worker that was told to stop ends, after ``seconds``; what became of the messages that it held.
+
+    ``finished`` by themselves, ``checkpointed`` and handed back by themselves, ``handed_back`` unbegun or stopped at the end of
+    the drain time, ``abandoned`` in the middle by a process that ended (threads, gevent, solo): these go back as well.
+    """
+
+    finished: int
+    checkpointed: int
+    handed_back: int
+    abandoned: int
+    seconds: float
 
 
 Event = Union[
@@ -233,5 +249,6 @@ Event = Union[
     StillRunning,
     StoreFailed,
     TaskLeaked,
+    Drained,
 ]
 Listener = Callable[[Event], None]

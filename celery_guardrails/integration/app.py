@@ -46,6 +46,7 @@ __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 #: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
 _WORKER_STEPS = (
     "celery_guardrails.worker.drain:Drain",
+    "celery_guardrails.worker.giving_back:GivingBack",
     "celery_guardrails.worker.leaks:Leaks",
     "celery_guardrails.worker.orphans:Orphans",
 )

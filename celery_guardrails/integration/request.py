@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from .app import Guardrails, ensure_guardrails
 from .mainstate import state
 from .options import TaskOptions
 from .running import error_report
+from .stopping import Checkpointed, is_stopping
 from .translate import DELIVERY_FIELD, new_holder, queue_of, to_delivery
 
 __all__ = ["GuardedRequest"]
@@ -39,6 +41,8 @@ class GuardedRequest(Request):
     thread: int | None = None
     _settled_here = False
     _cut_off = False
+    #: What the tally of a shutdown takes an acknowledgement for.
+    _ended_as = "finished"
     _own_limits: tuple[float | None, float | None] = (None, None)
     #: Seconds after which the pool kills the task because its deadline has come.
     _deadline_limit: float | None = None
@@ -146,6 +150,8 @@ class GuardedRequest(Request):
             return
         if self._task.acks_late:
             state.live.pop(self.delivery.holder, None)
+            if not self.acknowledged:
+                state.tally.count(self._ended_as)
         state.counted.discard(self)
         super().acknowledge()
 
@@ -155,6 +161,8 @@ class GuardedRequest(Request):
             self._reject(requeue)
 
     def _reject(self, requeue: bool) -> None:
+        if not self.acknowledged:
+            state.tally.count("handed_back" if requeue else "finished")
         state.counted.discard(self)
         super().reject(requeue=requeue)
 
@@ -172,6 +180,7 @@ class GuardedRequest(Request):
         except PublishFailed as failed:
             logger.warning("%s[%s] goes back to its queue with one delivery counted: %r", self.name, self.id, failed)
             return False
+        self._ended_as = "handed_back"
         self.acknowledge()
         return True
 
@@ -187,6 +196,8 @@ class GuardedRequest(Request):
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
+        if isinstance(exc, Checkpointed):
+            self._ended_as = "checkpointed"
         if isinstance(exc, Terminated):
             super().on_failure(exc_info, send_failed_event, return_ok)
             self.surrender()
@@ -206,7 +217,7 @@ class GuardedRequest(Request):
     def _lost(self, exc: BaseException) -> None:
         task_ready(self)
         guard = self._rails.main_guard
-        if state.killing:
+        if state.killing or (is_stopping() and _by_sigterm(exc)):
             self.surrender()
             self.reject(requeue=True)
             return
@@ -276,6 +287,11 @@ class GuardedRequest(Request):
             einfo=info,
         )
         self.send_event("task-failed", exception=repr(exc), traceback=info.traceback)
+
+
+def _by_sigterm(exc: BaseException) -> bool:
+    """Whether a child was ended by the signal that stops workers: some supervisors send it to the whole process group."""
+    return "SIGTERM" in str(exc) or getattr(exc, "code", None) == signal.SIGTERM - 256  # billiard/common.py, _shutdown_cleanup
 
 
 def _info(exc: BaseException) -> ExceptionInfo:

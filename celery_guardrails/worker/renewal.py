@@ -11,7 +11,7 @@ from celery import bootsteps
 from celery.worker import state as worker_state
 from celery.worker.consumer import Tasks
 
-from ..integration import overtaken
+from ..integration import overtaken, stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
 from ..integration.solitude import solitude
@@ -35,7 +35,7 @@ class Renewal(bootsteps.StartStopStep):
 
     def start(self, c: Any) -> None:
         """Start with the consumer; after a reconnect the threads run already."""
-        state.consumer = c
+        state.consumer, state.taking = c, True
         self._give_back(getattr(c.task_consumer.channel, "qos", None))
         self._background.start()
 
@@ -53,7 +53,8 @@ class Renewal(bootsteps.StartStopStep):
         self._qos = qos
 
     def stop(self, c: Any) -> None:
-        """Nothing: running tasks are waited for after the consumer has stopped, and keep their leases."""
+        """Only note it: running tasks are waited for after the consumer has stopped, and keep their leases."""
+        state.taking = False
 
     def shutdown(self, c: Any) -> None:
         """End the thread: the pool is gone."""
@@ -86,7 +87,8 @@ class Renewal(bootsteps.StartStopStep):
 
     def _prune(self) -> None:
         for holder, request in list(state.live.items()):
-            if request not in worker_state.active_requests:
+            # what a cold shutdown cancels is not active any more, and still has a lease to give back
+            if request not in worker_state.active_requests and (request.acknowledged or not stopping.is_stopping()):
                 state.live.pop(holder, None)
 
     def _extend_visibility(self) -> float:

@@ -65,8 +65,6 @@ def test_in_the_threads_pool_what_overruns_is_reported_and_keeps_its_lease_until
     other.touch()
     assert early.get(timeout=20) == "early"
     worker.wait_log(r"testapp\.stubborn\[.*has ended after \d+ s, its limit was 1 s")
-    worker.terminate()
-    worker.wait_log(r"testapp\.stubborn\w*\[.*is abandoned", times=2)
     fences = {name: app.guardrails.lookup(f"effect:{name}").fence for name in names}
 
     def leased():
@@ -76,8 +74,11 @@ def test_in_the_threads_pool_what_overruns_is_reported_and_keeps_its_lease_until
         return worker.alive()
 
     consistently(leased, 3)  # longer than a lease
-    gate.touch()
+    worker.terminate()
+    worker.wait_log(r"testapp\.stubborn\w*\[.*is abandoned", times=2)
     assert worker.wait(40) == 0
+    gate.touch()
+    app.worker()
     assert [result.get(timeout=10) for result in results] == names
     assert app.ledger.counts() == dict.fromkeys([*names, "early"], 1)
     assert app.depth() == app.dead() == 0

@@ -35,7 +35,7 @@ _LINES: dict[type, tuple[int, str]] = {
     events.Overran: (logging.WARNING, "{task}[{task_id}] has ended after {seconds:.0f} s, its limit was {limit:g} s"),
     events.Abandoned: (
         logging.ERROR,
-        "{task}[{task_id}] is abandoned, it still runs at the end of the drain time ({seconds:.0f} s), and ends with this process; it is at {where}",
+        "{task}[{task_id}] is abandoned, still runs at the end of the drain time ({seconds:.0f} s) and ends with its process, at {where}",
     ),
     events.TaskLeaked: (logging.WARNING, "{task}[{task_id}] leaks {text}"),
     events.StoreFailed: (logging.WARNING, "the store did not answer to {operation}: {error}"),

@@ -45,6 +45,7 @@ from ..tether import HandOver, Untethered
 from . import looping, overtaken, replacing, stopping
 from .logs import logger
 from .options import TaskOptions
+from .stopping import Checkpointed
 
 if TYPE_CHECKING:
     from .app import Guardrails
@@ -285,10 +286,10 @@ class GuardedRun:
     def _overtaken(self) -> Ignore:
         return Ignore(f"the lease of {self.delivery.key!r} was taken over meanwhile; the other execution's result stands")
 
-    def _handed_over(self, why: str) -> stopping.Checkpointed:
+    def _handed_over(self, why: str) -> Checkpointed:
         """Give the message back to its queue, and return what Celery shall see."""
         self._settle(self.claim, Stopped(why))
-        return stopping.Checkpointed(f"{self.delivery.key!r}: its loop goes on in the next run ({why})")
+        return Checkpointed(f"{self.delivery.key!r}: its loop goes on in the next run ({why})")
 
     def _ignored(self, claim: Claim, run: Running, guarded: bool) -> None:
         """Settle an ``Ignore``: that of ``self.replace()``, or the body's own."""

@@ -44,7 +44,7 @@ class Settings:
         redact: what is hidden of dead letters beside secrets: names, or a callable or its dotted path; None for nothing.
         watch_leaks: compare what the process has before and after each task.
         recycle_on_leak: and replace a prefork process whose task leaks, after it has finished.
-        leak_runs: runs of a task in one process that must each have left something behind before it is named.
+        leak_runs: runs of a task in one process, of the last few, that must each have left something behind before it is named.
         leak_memory: bytes that the runs of a task must have added before it is named.
     """
 
@@ -72,7 +72,7 @@ class Settings:
     redact: Sequence[str] | str | Callable[[Any], Any] | None = None
     watch_leaks: bool = False
     recycle_on_leak: bool = False
-    leak_runs: int = 3
+    leak_runs: int = 5
     leak_memory: int = 67108864
 
     def __post_init__(self) -> None:

@@ -95,6 +95,7 @@ class Watching:
 
     def _compare(self, task: str, task_id: str, before: Snapshot) -> None:
         after = self._sampler.snapshot()
+        self._watch.ran(task)
         heavy = self._watch.grew(task, before.memory, after.memory)
         fresh = list(self._watch.new(before, after))
         for kind, numbers in fresh:

@@ -1,13 +1,14 @@
 """What a task leaves behind in its process: threads, child processes, open files, memory.
 
-One run that leaves something behind is no leak: a library opens its connection, a pool starts its threads, a module is
-imported. A task is named when *several* of its runs left something that still lives, or when run after run ends with more
-memory than any before it.
+A run that leaves something behind is no leak: a library opens its connection, a pool starts its threads, a module is
+imported; and the next run may come by another branch, with connections of its own (a task in groups and chords has been seen to
+open sockets in its 1st, 2nd, 20th and 21st run, and none ever after). A task is named when nearly *every* run leaves something
+that still lives, or so many did that no start-up explains it, or run after run ends with more memory than any before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 __all__ = ["CHILDREN", "FILES", "MEMORY", "THREADS", "Leak", "LeakWatch", "Snapshot", "Suspect"]
@@ -17,6 +18,12 @@ THREADS, CHILDREN, FILES, MEMORY = "threads", "child processes", "open files", "
 #: Runs of a task after its start-up that are looked at together, and how many of them must have set a record. What a library
 #: keeps of its largest input sets records, too, but ever more seldom: of the 9th to the 16th input of random size 0.7 on average.
 _WINDOW, _RECORDS = 8, 6
+#: Runs of a task in which its memory may grow as it likes.
+_START_UP = 12
+#: Of threads, child processes and files: so many runs more than those that must have left something are looked at together...
+_SPARED = 2
+#: ...or, however far they lie apart, so many times as many runs must have.
+_SPARSE = 4
 #: Suspects of one task and kind that are kept: the oldest of them tell enough.
 _MOST = 256
 #: Names that go with a leak.
@@ -82,21 +89,34 @@ class Leak:
 class _Left:
     """What the runs of one task have left of one kind."""
 
-    runs: list[list[Suspect]] = field(default_factory=list)
+    #: Number of the run → what it left.
+    runs: dict[int, list[Suspect]] = field(default_factory=dict)
     told: int = 0
 
     @property
     def alive(self) -> int:
-        return sum(map(len, self.runs))
+        return sum(map(len, self.runs.values()))
 
-    def add(self, suspects: list[Suspect]) -> None:
+    @property
+    def all(self) -> list[Suspect]:
+        """The last first."""
+        return [item for _, run in sorted(self.runs.items(), reverse=True) for item in run]
+
+    def add(self, run: int, suspects: list[Suspect]) -> None:
         again = {item.number for item in suspects}  # what had the number before has gone: this one was not there before the run
-        self.runs = [kept for run in self.runs if (kept := [item for item in run if item.number not in again])]
+        self._keep(lambda item: item.number not in again)
         if suspects and self.alive < _MOST:
-            self.runs.append(suspects)
+            self.runs[run] = suspects
 
     def keep(self, here: Mapping[int, str]) -> None:
-        self.runs = [kept for run in self.runs if (kept := [item for item in run if here.get(item.number) == item.mark])]
+        self._keep(lambda item: here.get(item.number) == item.mark)
+
+    def _keep(self, wanted: Callable[[Suspect], bool]) -> None:
+        self.runs = {run: kept for run, items in self.runs.items() if (kept := [item for item in items if wanted(item)])}
+
+    def leaks(self, ran: int, least: int) -> bool:
+        lately = sum(run > ran - least - _SPARED for run in self.runs)
+        return (lately >= least or len(self.runs) >= _SPARSE * least) and self.alive >= 2 * self.told
 
 
 @dataclass
@@ -130,13 +150,15 @@ class LeakWatch:
     """Remembers, in one process, what the runs of each task left behind.
 
     Args:
-        runs: that must each have left something which still lives before the task is named.
+        runs: that must each have left something which still lives before the task is named: nearly all of the last ones, or four
+            times as many in all.
         memory: bytes that a task's runs must have added.
     """
 
-    def __init__(self, *, runs: int = 3, memory: int = 64 * 2**20) -> None:
+    def __init__(self, *, runs: int = 5, memory: int = 64 * 2**20) -> None:
         self._runs = runs
         self._memory = memory
+        self._ran: dict[str, int] = {}
         self._left: dict[str, dict[str, _Left]] = {}
         self._grown: dict[str, _Memory] = {}
 
@@ -154,17 +176,20 @@ class LeakWatch:
             if had is not None and has is not None and len(has) > len(had):
                 yield kind, sorted(has - had)[len(had) - len(has) :]
 
+    def ran(self, task: str) -> None:
+        """Note that a task has run."""
+        self._ran[task] = self._ran.get(task, 0) + 1
+
     def left(self, task: str, kind: str, suspects: list[Suspect]) -> None:
-        """Note what a run of a task left."""
-        left = self._left.setdefault(task, {}).setdefault(kind, _Left())
-        left.add(suspects)
+        """Note what the last run of a task left."""
+        self._left.setdefault(task, {}).setdefault(kind, _Left()).add(self._ran.get(task, 0), suspects)
 
     def grew(self, task: str, before: int | None, after: int | None) -> bool:
         """Note the memory before and after a run of a task; whether it is suspected now."""
         if before is None or after is None:
             return False
         seen = self._grown.setdefault(task, _Memory())
-        seen.ran(before, after, self._runs + _WINDOW)
+        seen.ran(before, after, _START_UP)
         return self._heavy(seen)
 
     def freed(self, task: str, size: int) -> None:
@@ -174,7 +199,7 @@ class LeakWatch:
 
     def suspects(self, task: str) -> dict[str, list[int]]:
         """Return the numbers of what a task is suspected of, by kind: who looks says which of them still live."""
-        return {kind: [item.number for run in left.runs for item in run] for kind, left in self._left.get(task, {}).items()}
+        return {kind: [item.number for item in left.all] for kind, left in self._left.get(task, {}).items()}
 
     def leaks(self, task: str, marks: Mapping[str, Mapping[int, str]]) -> list[Leak]:
         """Return what a task leaks that nobody was told of, and forget what has gone.
@@ -188,9 +213,8 @@ class LeakWatch:
         found = []
         for kind, left in self._left.get(task, {}).items():
             left.keep(marks.get(kind, {}))
-            if len(left.runs) >= self._runs and left.alive >= 2 * left.told:
-                names = [item.name for run in reversed(left.runs) for item in run]
-                found.append(Leak(kind, left.alive, len(left.runs), tuple(names[:_NAMES])))
+            if left.leaks(self._ran.get(task, 0), self._runs):
+                found.append(Leak(kind, left.alive, len(left.runs), tuple(item.name for item in left.all[:_NAMES])))
         seen = self._grown.get(task)
         if seen is not None and self._heavy(seen):
             found.append(Leak(MEMORY, seen.grown, seen.records))

@@ -22,7 +22,7 @@ def pids(app, names):
 @pytest.mark.brokers("redis")
 def test_a_process_is_replaced_after_its_task_has_leaked_and_nothing_is_lost_or_charged(deploy, scheduling):
     # "default" writes messages into the pipe of a process that is busy: there they are when it ends
-    app = deploy("leaking", guardrails_recycle_on_leak=True, worker_prefetch_multiplier=8)
+    app = deploy("leaking", guardrails_recycle_on_leak=True, guardrails_leak_runs=3, worker_prefetch_multiplier=8)
     worker = app.worker(concurrency=2, options=["-O", scheduling])
     clean = [f"clean{number}" for number in range(20)]
     for result in [app.send("clean", name) for name in clean]:

@@ -29,7 +29,7 @@ class Pool:
     """A process that runs tasks, watched."""
 
     def __init__(self, recycle: bool = False, **settings) -> None:
-        rails = Guardrails(Celery("shop", broker="memory://"), store="memory://", watch_leaks=True, **settings)
+        rails = Guardrails(Celery("shop", broker="memory://"), store="memory://", **{"watch_leaks": True, "leak_runs": 3, **settings})
         self.told: list[TaskLeaked] = []
         rails._listeners.append(self.told.append)
         self.watching = leaks.Watching(rails, recycle=recycle)

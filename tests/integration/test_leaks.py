@@ -7,7 +7,7 @@ import re
 import pytest
 
 from celery_guardrails.policy.lease import RecordState
-from tests.support import consistently
+from tests.support import eventually
 
 
 def starts(app):
@@ -65,15 +65,14 @@ def test_in_the_threads_pool_what_overruns_is_reported_and_keeps_its_lease_until
     other.touch()
     assert early.get(timeout=20) == "early"
     worker.wait_log(r"testapp\.stubborn\[.*has ended after \d+ s, its limit was 1 s")
-    fences = {name: app.guardrails.lookup(f"effect:{name}").fence for name in names}
+    before = {name: app.guardrails.lookup(f"effect:{name}") for name in names}
 
-    def leased():
-        found = {name: app.guardrails.lookup(f"effect:{name}") for name in names}
-        assert all(record is not None and record.state is RecordState.LEASED for record in found.values())
-        assert {name: record.fence for name, record in found.items()} == fences
-        return worker.alive()
+    def renewed():
+        now = {name: app.guardrails.lookup(f"effect:{name}") for name in names}
+        assert all((now[name].state, now[name].fence) == (RecordState.LEASED, before[name].fence) for name in names)
+        return all(now[name].until > before[name].until + 2 for name in names)
 
-    consistently(leased, 3)  # longer than a lease
+    eventually(renewed, 30)  # by more than a lease
     worker.terminate()
     worker.wait_log(r"testapp\.stubborn\w*\[.*is abandoned", times=2)
     assert worker.wait(40) == 0

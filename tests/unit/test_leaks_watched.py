@@ -195,14 +195,14 @@ def test_garbage_that_holds_a_file_is_collected_and_not_named(tmp_path):
         gc.enable()
 
 
-def test_of_tasks_that_overlap_none_is_named(leak_thread):
+@pytest.mark.parametrize("ending", ["first", "last"])
+def test_of_tasks_that_overlap_none_is_named(leak_thread, ending):
     pool = Pool()
     for _ in range(5):
-        first = pool.begin("shop.first")
-        second = pool.begin("shop.second")
+        ends = [pool.begin("shop.first"), pool.begin("shop.second")]
         leak_thread()
-        first()
-        second()
+        for end in ends if ending == "first" else reversed(ends):
+            end()
     assert pool.told == []
 
 
@@ -288,6 +288,7 @@ def test_children_are_found_without_the_kernels_list_of_them(leak_child, monkeyp
     before = sampling.Sampler().snapshot().children
     leak_child()
     (child,) = sampling.Sampler().snapshot().children - before
+    assert sampling.marks({CHILDREN: [child]})[CHILDREN][child].isdigit(), "its start, which another of its number has not"
     assert sampling.describe(CHILDREN, [child])
 
 

@@ -15,6 +15,7 @@ from .alerts import alert_test
 from .base import Command, GetApp
 from .classify import classify
 from .letters import dead_letters
+from .overruns import overruns
 from .reproduce import reproduce
 from .resources import resources
 
@@ -30,7 +31,7 @@ def guardrails(**_preload_options: Any) -> None:
 
 for _letter_command in (archiving.archive, archiving.restore, archiving.trail, letter_files.export, letter_files.import_, reproduce):
     dead_letters.add_command(_letter_command)
-for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, resources, classify, alert_test):
+for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, overruns, resources, classify, alert_test):
     guardrails.add_command(_command)
 
 

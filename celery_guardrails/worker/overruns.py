@@ -138,9 +138,9 @@ _shown = _Shown()
 _live = state.live
 
 
-@inspect_command()
+@inspect_command(name="guardrails_overruns", visible=False)
 def overruns(state: Any) -> list[dict[str, Any]]:
-    """List the tasks that run beyond their limit (celery-guardrails)."""
+    """Answer ``guardrails overruns``: the tasks that run beyond their limit."""
     found = []
     for holder, running in _shown.overruns.present.items():
         request = _live.get(holder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
+from celery_guardrails.cli import commands
 from celery_guardrails.policy.lease import RecordState
 from tests.support import eventually
+from tests.unit.test_dead_letters_cli import make_runner
 
 
 def starts(app):
@@ -55,7 +58,8 @@ def test_in_the_threads_pool_what_overruns_is_reported_and_keeps_its_lease_until
     early = app.send("stubborn", "early", str(other))
     reported = worker.wait_log(r"testapp\.stubborn\w*\[.*still runs after \d+ s of 1 s .*leaking\.py:\d+ _stubborn$", times=6)
     assert len(set(reported)) == 6, "each again at about twice the time"
-    (listed,) = app.app.control.inspect(timeout=3.0)._request("overruns").values()
+    result = make_runner().invoke(commands(lambda: app.app), ["overruns", "--timeout", "3", "--json"])
+    listed = json.loads(result.stdout)
     assert {(task["name"], task["key"]) for task in listed} == {
         ("testapp.stubborn", "effect:stubborn"),
         ("testapp.stubborn_hard", "effect:stubborn_hard"),

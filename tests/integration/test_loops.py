@@ -25,18 +25,18 @@ def asked(app, name):
 def deploy_in_the_middle(app, name, pool):
     """Let a loop begin, end its worker, let another go on."""
     first = app.worker(pool=pool, concurrency=1)
-    result = app.send("rows", name, 60, 0.05)
-    app.ledger.wait("effect", name, times=10)
+    result = app.send("rows", name, 80, 0.2)
+    app.ledger.wait("effect", name, times=5)
     first.terminate()
     assert first.wait(30) == 0
     left = handled(app, name)
-    assert 10 <= len(left) < 60, "it left in the middle, and did not wait for the end"
+    assert 5 <= len(left) < 80, "it left in the middle, and did not wait for the end"
     assert app.guardrails.lookup(f"rows:{name}").state is RecordState.IDLE
     progress = app.guardrails.progress(f"rows:{name}")
     assert (progress.cursors, progress.items) == ({"": left[-1]}, len(left))
     app.worker(concurrency=1)
-    assert result.get(timeout=30) == 60
-    assert handled(app, name) == list(range(1, 61)), "each row once, and in order"
+    assert result.get(timeout=30) == 80
+    assert handled(app, name) == list(range(1, 81)), "each row once, and in order"
     assert asked(app, name) == [None, left[-1]]
     assert begun(app, name) == [(1, 0), (1, 0)], "nobody was charged"
     assert app.guardrails.progress(f"rows:{name}") is None
@@ -61,12 +61,11 @@ def test_so_it_is_in_other_pools(deploy, name, pool):
 def test_a_soft_shutdown_tells_loops_to_stop(deploy, name):
     app = deploy("looping", worker_soft_shutdown_timeout=4)
     first = app.worker(concurrency=1, env={"REMAP_SIGTERM": "SIGQUIT"})
-    result = app.send("rows", name, 200, 0.05)
+    result = app.send("rows", name, 200, 0.1)
     app.ledger.wait("effect", name, times=10)
     first.terminate()
     first.wait_log("Initiating Soft Shutdown")
-    app.ledger.wait("end", name)
-    assert len(handled(app, name)) < 60, "long before it would have been killed"
+    first.wait_log(rf"handed back for 0\.0 s: key rows:{name} stopped")
     first.wait(40)
     app.worker(concurrency=1)
     assert result.get(timeout=60) == 200
@@ -93,8 +92,8 @@ def test_a_crash_repeats_the_rows_since_the_last_save_and_no_others(deploy, name
 def test_a_worker_that_is_killed_as_a_whole_is_taken_over_at_its_cursor(deploy, name):
     app = deploy("looping", guardrails_lease_seconds=2)
     worker = app.worker(concurrency=1)
-    result = app.send("rows", name, 40, 0.05)
-    app.ledger.wait("effect", name, times=15)
+    result = app.send("rows", name, 40, 0.2)
+    app.ledger.wait("effect", name, times=8)
     eventually(lambda: app.guardrails.progress(f"rows:{name}"), 30)
     worker.kill()
     left = app.guardrails.progress(f"rows:{name}").cursors[""]

@@ -7,7 +7,7 @@ import pytest
 
 from celery_guardrails.errors import NoProgress
 from celery_guardrails.policy.lease import RecordState
-from tests.support import eventually
+from tests.support import BrokerUnderTest, eventually
 
 
 def handled(app, name):
@@ -72,6 +72,25 @@ def test_a_soft_shutdown_tells_loops_to_stop(deploy, name):
     assert handled(app, name) == list(range(1, 201))
     assert begun(app, name) == [(1, 0), (1, 0)]
     eventually(lambda: app.depth() == 0, 60)
+
+
+@pytest.mark.chaos
+@pytest.mark.brokers("redis")
+@pytest.mark.parametrize("seconds", [3.0, None], ids=["handing over", "holding on"])
+def test_a_loop_hands_over_before_rabbitmq_loses_patience(deploy, private_rabbitmq, name, seconds):
+    node = private_rabbitmq(conf="consumer_timeout = 8000\n")
+    node.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 1000).")  # it looks once a minute by default
+    app = deploy("looping", on=BrokerUnderTest("amqp", node.fresh_url(), node), guardrails_hand_over_seconds=seconds)
+    worker = app.worker(concurrency=1, options=["--prefetch-multiplier", "1"])
+    result = app.send("slow_rows", name, 150, 0.1)
+    if seconds is None:  # what it is good for
+        worker.wait_log("PRECONDITION_FAILED.*delivery acknowledgement on channel .* timed out", 60)
+        return
+    assert result.get(timeout=90) == 150
+    assert handled(app, name) == list(range(1, 151))
+    assert len(begun(app, name)) >= 4
+    assert set(begun(app, name)) == {(1, 0)}
+    assert "PRECONDITION_FAILED" not in worker.log()
 
 
 @pytest.mark.brokers("redis")

@@ -41,6 +41,16 @@ def make_app(environ: Mapping[str, str]) -> Celery:
                 run.effect(row=row)
         return number
 
+    @app.task(base=GuardedTask, name="testapp.slow_rows", key="rows:{name}", fingerprint=("name",), shared=False)
+    def slow_rows(name: str, number: int, seconds: float) -> int:
+        """Handle so many rows, each for ``seconds`` in every run."""
+        now = current_execution()
+        with ledger.run(name, attempt=now.attempt, crashes=now.crashes) as run:
+            for row in now.resume(lambda cursor: ((n, n) for n in range((cursor or 0) + 1, number + 1))):
+                time.sleep(seconds)
+                run.effect(row=row)
+        return number
+
     return app
 
 

@@ -108,6 +108,7 @@ class Parts:
     def _open_archive(self) -> Archive | None:
         from ..dead_letters.archive import Archive, open_table
         from ..dead_letters.decoder import KombuDecoder
+        from ..dead_letters.tasks import tasks_of
 
         rails = self._rails
         if rails.archive_url is None:
@@ -120,4 +121,5 @@ class Parts:
             database = "" if alias == "default" else f" --database {alias}"
             raise GuardrailsConfigError(f"guardrails_archive = {table.name!r}: no tables: run `python manage.py migrate{database}`")
         decoder = KombuDecoder(rails.app.conf.accept_content)
-        return Archive(table, self.broker, self.store, clock=rails.clock, decoder=decoder, redact=rails.redact)
+        tasks = tasks_of(rails.app)
+        return Archive(table, self.broker, self.store, clock=rails.clock, decoder=decoder, redact=rails.redact, tasks=tasks)

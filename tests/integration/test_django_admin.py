@@ -3,111 +3,38 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from celery_guardrails.dead_letters import KombuDecoder
-from celery_guardrails.policy.lease import StoredResult
-from tests.support.dead_letters import Kit, task_message
+from celery_guardrails import Guardrails
+from celery_guardrails.dead_letters.redaction import HIDDEN, redactor
+from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
+from celery_guardrails.policy.history import PastAttempt, PastDeath
+from tests.support.dead_letters import task_message
+from tests.support.office import ACTIONS, LETTERS, TRAIL, Office, all_rights, asked, confirmed, hidden, migrated, text_of
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
 
-from tests.support import django as dj
-
-LETTERS = "/admin/guardrails/archivedletter/"
-TRAIL = "/admin/guardrails/auditentry/"
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>"
-ACTIONS = ("replay", "canary", "discard", "restore")
 
 
 @pytest.fixture(scope="module")
 def tables() -> Iterator[None]:
-    dj.configure()
-    from django.core.management import call_command
     from django.db import connection
 
-    call_command("migrate", verbosity=0)
+    migrated()
     yield
     connection.close()  # a database in memory is gone with it
-
-
-class Office:
-    """The admin over an archive, and browsers of users with some permissions."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from celery_guardrails.contrib.django import admin
-        from celery_guardrails.contrib.django.archive import Archive
-        from celery_guardrails.contrib.django.models import ArchivedLetter, AuditEntry
-
-        self.kit = Kit("celery", "other")
-        decoder = KombuDecoder(["json"])
-        archive = Archive(self.kit.broker, self.kit.store, clock=self.kit.clock, decoder=decoder)
-        monkeypatch.setattr(admin, "working_archive", lambda: archive)
-        monkeypatch.setattr(admin, "celery_app", lambda: None)
-        self.letters, self.trail = ArchivedLetter.objects, AuditEntry.objects
-        self.letters.all().delete()
-        self.trail.all().delete()
-
-    def archive(self) -> None:
-        from celery_guardrails.contrib.django.archiving import run_archive
-
-        app = SimpleNamespace(conf=SimpleNamespace(accept_content=["json"]))
-        run_archive(SimpleNamespace(broker=self.kit.broker, clock=self.kit.clock, app=app, dead_letters=self.kit.service))
-
-    def bury(self, *args: Any, **fields: Any) -> Any:
-        """Put a dead letter into the archive and return its row."""
-        self.kit.bury(task_message("shop.charge", *args), **fields)
-        self.archive()
-        return self.letters.latest("pk")
-
-    def browser(self, *permissions: str, **options: Any) -> Any:
-        from django.contrib.auth.models import Permission, User
-        from django.test import Client
-
-        User.objects.filter(username="ann").delete()
-        user = User.objects.create_user("ann", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-        client = Client(**options)
-        client.force_login(user)
-        return client
-
-    def states(self) -> list[str]:
-        return list(self.letters.order_by("pk").values_list("state", flat=True))
 
 
 @pytest.fixture
 def office(tables: None, monkeypatch: pytest.MonkeyPatch) -> Office:
     return Office(monkeypatch)
-
-
-def all_rights() -> tuple[str, ...]:
-    return ("view_archivedletter", "view_auditentry", "replay_letter", "discard_letter", "restore_letter")
-
-
-def asked(client: Any, action: str, rows: Any, url: str = LETTERS + "?state__exact=waiting", **more: str) -> Any:
-    """Choose an action for letters, as the list's form does."""
-    data = {"action": action, "index": "0", "select_across": "0", "_selected_action": [row.pk for row in rows], **more}
-    return client.post(url, data)
-
-
-def hidden(page: Any) -> dict[str, Any]:
-    """Return the fields of the form on a confirmation page."""
-    text = page.content.decode().partition('<input type="hidden" name="confirmed"')
-    fields: dict[str, Any] = {}
-    found = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', text[0].rpartition("<form")[2] + "".join(text[1:]))
-    for name, value in found:
-        fields.setdefault(name, []).append(html.unescape(value))
-    return fields
-
-
-def confirmed(client: Any, action: str, rows: Any, url: str = LETTERS + "?state__exact=waiting", why: str = "", **more: str) -> Any:
-    page = asked(client, action, rows, url, **more)
-    assert page.status_code == 200, page
-    return client.post(url, {**hidden(page), "why": why}, follow=True)
 
 
 # -- pages ----------------------------------------------------------------------------------------------------------
@@ -149,6 +76,66 @@ def test_earlier_deaths_of_the_same_task_are_linked(office: Office) -> None:
     assert f"{LETTERS}{first.pk}/change/" in page
 
 
+def test_the_error_and_the_traceback_of_every_attempt_are_shown_and_earlier_deaths(office: Office) -> None:
+    history = (
+        PastAttempt(1, 1_800_000_000.0, "shop.First", "the first one", "f" * 16, "Traceback: first"),
+        PastAttempt(5, 1_800_000_100.0, "shop.Fifth", "the fifth one", "e" * 16, "", skipped=3),
+    )
+    deaths = (PastDeath("permanent", "shop.Earlier", 1_799_000_000.0),)
+    message = task_message("shop.charge", 7)
+    travel = Travel(attempts=6, first=1_800_000_000.0, replays=1, history=history, deaths=deaths, edited=(("amount", "1", "2"),))
+    office.kit.bury(message.with_headers(**{TRAVEL_HEADER: travel.to_header()}))
+    office.archive()
+    page = office.browser("view_archivedletter").get(f"{LETTERS}{office.letters.get().pk}/change/")
+    text = text_of(page).rpartition(" History ")[2]
+    order = [
+        *(
+            "died before, permanent shop.Earlier, and was replayed",
+            "published (replayed 1 times since)",
+            "died, exhausted, after 6 attempts",
+        ),
+        *("The last attempt", "ConnectionError: gateway away", "pay()"),
+        *("Attempt 5", "shop.Fifth: the fifth one", "Its traceback was not kept.", "3 attempts before it were left out"),
+        *("Attempt 1", "shop.First: the first one", "Traceback: first"),
+        *("Arguments that were changed before a replay", "amount 1 2"),
+    ]
+    assert sorted(order, key=text.index) == order
+    assert page.content.decode().count("<details open>") == 1
+
+
+def test_what_is_hidden_by_configuration_is_hidden_on_every_page(tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office(monkeypatch, redact=redactor(without_cards))
+    row = office.bury("card 4111", message="refused 4111", traceback="File 4111", reason="permanent")
+    client = office.browser(*all_rights())
+    pages = [client.get(LETTERS), client.get(LETTERS + "?q="), client.get(f"{LETTERS}{row.pk}/change/"), asked(client, "replay", [row])]
+    pages += [
+        client.get(f"{LETTERS}{row.pk}/edit/"),
+        client.post(f"{LETTERS}{row.pk}/edit/", {"text": '{"args": ["card 5500"], "kwargs": {}}'}),
+    ]
+    for page in pages:
+        assert page.status_code == 200
+        assert "4111" not in page.content.decode()
+        assert "…" in page.content.decode()
+
+
+def without_cards(value: Any) -> Any:
+    if isinstance(value, list):
+        return [without_cards(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_cards(item) for name, item in value.items()}
+    return value.replace("4111", "…") if isinstance(value, str) else value
+
+
+def test_nothing_is_shown_while_the_redaction_is_configured_wrong(tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from celery_guardrails.contrib.django import pages
+
+    app = Celery("wrong", broker="memory://", set_as_current=False)
+    Guardrails(app, store="memory://", redact="no_such_module.redact")
+    monkeypatch.setattr(pages, "celery_app", lambda: app)
+    archive = pages.reading_archive()
+    assert [archive.redact(value) for value in ("text", "", [1, 2], {"a": 1})] == [HIDDEN, "", [HIDDEN, HIDDEN], {"a": HIDDEN}]
+
+
 def test_everything_that_a_message_brings_is_escaped_on_every_page(office: Office) -> None:
     row = office.bury(
         EVIL, {EVIL: EVIL}, error=EVIL, message=EVIL, traceback=EVIL + "\n\x1b[2J\u202e", worker=EVIL, key=EVIL, task=EVIL, queue="celery"
@@ -161,9 +148,22 @@ def test_everything_that_a_message_brings_is_escaped_on_every_page(office: Offic
     pages = [client.get(url) for url in (LETTERS, LETTERS + "?state__exact=waiting", *(f"{LETTERS}{each.pk}/change/" for each in rows))]
     pages += [asked(client, action, rows) for action in ("replay", "canary", "discard")]
     pages += [
-        confirmed(client, "discard", [row], why=EVIL),
+        client.get(f"{LETTERS}{row.pk}/edit/"),
+        client.post(f"{LETTERS}{row.pk}/edit/", {"text": EVIL}),
+        client.post(f"{LETTERS}{row.pk}/edit/", {"text": json.dumps({"args": [EVIL, EVIL + "!"], "kwargs": {EVIL: 1}}), "force": "1"}),
+        confirmed(client, "canary", rows, why=EVIL),
+        client.get(LETTERS),
+        client.get(f"{LETTERS}{row.pk}/change/"),
+    ]
+    run = office.runs.get()
+    client.post(f"{LETTERS}canary/{run.pk}/", {"do": "stop"})
+    office.runs.update(outcome=EVIL, who=EVIL)
+    pages += [
+        client.get(f"{LETTERS}canary/{run.pk}/"),
+        confirmed(client, "discard", rows, why=EVIL),
         client.get(TRAIL),
-        asked(client, "restore", [row], LETTERS + "?state__exact=discarded"),
+        client.get(f"{TRAIL}{office.trail.latest('pk').pk}/change/"),
+        asked(client, "restore", rows, LETTERS + "?state__exact=discarded"),
     ]
     for page in pages:
         text = page.content.decode()
@@ -207,7 +207,7 @@ def test_each_action_has_a_permission_of_its_own(office: Office, action: str) ->
     if action == "restore":
         office.letters.update(state="discarded")
     state = row.state if action != "restore" else "discarded"
-    needed = {"canary": "replay"}.get(action, action) + "_letter"
+    needed = action + "_letter"
     others = [right for right in all_rights() if right != needed]
     client = office.browser(*others)
     data = {"action": action, "index": "0", "select_across": "0", "_selected_action": [row.pk], "confirmed": action, "newest": str(row.pk)}
@@ -235,11 +235,7 @@ def test_a_post_without_a_csrf_token_is_refused(office: Office) -> None:
 
 def test_it_asks_first_and_says_what_will_happen(office: Office) -> None:
     rows = [office.bury(number, queue="celery") for number in range(3)] + [office.bury(9, queue="other"), office.bury(8, replays=3)]
-    key = office.kit.store
-    done = rows[0].key
-    claim = key.claim(done, holder="h", fingerprint=None, lease=60)
-    result = StoredResult("application/json", "utf-8", b"1", "task")
-    key.complete(done, holder="h", fingerprint=None, fence=claim.fence, result=result, retention=600)
+    office.complete(rows[0].key)
     page = asked(office.browser(*all_rights()), "replay", rows)
     text = re.sub(r"<[^>]+>", " ", page.content.decode())
     assert re.search(r"To the queue celery\s+4", text)
@@ -284,14 +280,6 @@ def test_a_whole_group_is_replayed_but_not_what_came_in_after_the_question(offic
     assert office.trail.latest("pk").selection.startswith("all of: reason = exhausted, error = a.B, fingerprint = ")
 
 
-def test_a_canary_is_one_letter_and_then_it_is_asked_again(office: Office) -> None:
-    rows = [office.bury(number) for number in range(3)]
-    page = confirmed(office.browser(*all_rights()), "canary", rows)
-    assert "then replay the rest" in page.content.decode()
-    assert office.states() == ["waiting", "waiting", "replayed"]
-    assert office.trail.latest("pk").action == "canary"
-
-
 def test_discard_and_restore_go_forth_and_back(office: Office) -> None:
     row = office.bury()
     client = office.browser(*all_rights())
@@ -326,13 +314,13 @@ def test_a_replay_that_takes_too_long_for_a_request_stops_and_says_how_to_go_on(
 
 
 def test_a_project_without_a_celery_app_is_told_that_nothing_was_done(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    from celery_guardrails.contrib.django import admin
+    from celery_guardrails.contrib.django import pages
     from celery_guardrails.errors import GuardrailsConfigError
 
     def none() -> None:
         raise GuardrailsConfigError("no Celery app was found")
 
-    monkeypatch.setattr(admin, "working_archive", none)
+    monkeypatch.setattr(pages, "working_archive", none)
     row = office.bury()
     client = office.browser(*all_rights())
     page = client.post(LETTERS + "?state__exact=waiting", {"action": "replay", "index": "0", "_selected_action": [row.pk]}, follow=True)
@@ -340,6 +328,7 @@ def test_a_project_without_a_celery_app_is_told_that_nothing_was_done(office: Of
 
 
 def test_a_replay_is_committed_letter_by_letter_also_where_requests_are_atomic(tables: None) -> None:
-    from celery_guardrails.contrib.django.admin import ArchivedLetterAdmin
+    from django.urls import resolve
 
-    assert "default" in ArchivedLetterAdmin.changelist_view._non_atomic_requests
+    for page in ("", "5/edit/", "canary/5/"):
+        assert "default" in resolve(LETTERS + page).func._non_atomic_requests

@@ -8,9 +8,10 @@ from celery_guardrails.dead_letters import archive as common
 from celery_guardrails.dead_letters.archive import ArchivedGroup
 from celery_guardrails.dead_letters.decoder import Decoder, KombuDecoder
 from celery_guardrails.dead_letters.redaction import Redactor, hide_secrets
+from celery_guardrails.dead_letters.tasks import Tasks, no_tasks, tasks_of
 from celery_guardrails.ports import Broker, Clock, IdempotencyStore
 
-from .table import DjangoTable
+from .table import DjangoTable, alias_of
 
 __all__ = ["Archive", "ArchivedGroup"]
 
@@ -24,6 +25,7 @@ class Archive(common.Archive):
         clock: …
         decoder: …
         redact: …
+        tasks: …
         using: alias of the database; None for the one that the project's routers say.
     """
 
@@ -35,13 +37,16 @@ class Archive(common.Archive):
         clock: Clock,
         decoder: Decoder,
         redact: Redactor = hide_secrets,
+        tasks: Tasks = no_tasks,
         using: str | None = None,
     ) -> None:
-        table = DjangoTable(using)
-        super().__init__(table, broker, store, clock=clock, decoder=decoder, redact=redact)
-        self.using = table.using
+        self.django_table = DjangoTable(using)
+        super().__init__(self.django_table, broker, store, clock=clock, decoder=decoder, redact=redact, tasks=tasks)
+        self.using = self.django_table.using
 
     @classmethod
     def of(cls, rails: Any) -> Archive:
-        """Return the archive of an app's :class:`~celery_guardrails.Guardrails`."""
-        return cls(rails.broker, rails.store, clock=rails.clock, decoder=KombuDecoder(rails.app.conf.accept_content))
+        """Return the archive of an app's :class:`~celery_guardrails.Guardrails`: where ``guardrails_archive`` says, if in this project."""
+        decoder, tasks = KombuDecoder(rails.app.conf.accept_content), tasks_of(rails.app)
+        using = alias_of(rails.archive_url)
+        return cls(rails.broker, rails.store, clock=rails.clock, decoder=decoder, redact=rails.redact, tasks=tasks, using=using)

@@ -9,7 +9,7 @@ from celery_guardrails.stores.sql import TABLE
 
 from .fields import DigestField
 
-__all__ = ["ArchivedLetter", "AuditEntry", "IdempotencyRecord"]
+__all__ = ["ArchivedLetter", "AuditEntry", "CanaryRun", "IdempotencyRecord"]
 
 
 class IdempotencyRecord(models.Model):
@@ -95,6 +95,10 @@ class ArchivedLetter(models.Model):
     content_encoding = models.CharField("content encoding", max_length=255, null=True, blank=True)
     exchange = models.CharField("exchange", max_length=255, blank=True)
     routing_key = models.CharField("routing key", max_length=255, blank=True)
+    #: The replay in stages that has chosen it; it is nobody else's while that is open.
+    canary = models.ForeignKey("CanaryRun", models.SET_NULL, null=True, blank=True, related_name="letters", verbose_name="canary")
+    #: Stage in which it was let go and is watched; None where it was not, or proves nothing.
+    canary_stage = models.SmallIntegerField("stage of the canary", null=True, blank=True)
     headers = models.TextField("headers")
     properties = models.TextField("properties")
     certificate = models.TextField("certificate")
@@ -108,6 +112,8 @@ class ArchivedLetter(models.Model):
         default_permissions = ("view",)
         permissions = (
             ("replay_letter", "Can replay archived dead letters"),
+            ("canary_letter", "Can replay archived dead letters in stages"),
+            ("edit_letter", "Can replay an archived dead letter with other arguments"),
             ("discard_letter", "Can discard archived dead letters"),
             ("restore_letter", "Can restore discarded dead letters"),
         )
@@ -121,6 +127,43 @@ class ArchivedLetter(models.Model):
 
     def __str__(self) -> str:
         return str(self.letter_id)
+
+
+class CanaryRun(models.Model):
+    """A replay of archived letters in stages; :mod:`celery_guardrails.contrib.django.canarying` moves it on."""
+
+    class State:
+        """What has become of it."""
+
+        OPEN = "open"
+        DONE = "done"
+        STOPPED = "stopped"
+        choices = tuple((name, name) for name in (OPEN, DONE, STOPPED))
+
+    id = models.BigAutoField(primary_key=True)
+    who = models.CharField("who", max_length=255)
+    why = models.TextField("why", blank=True)
+    selection = models.TextField("which letters", blank=True)
+    started_at = models.DateTimeField("started")
+    changed_at = models.DateTimeField("last letter sent, or ended")
+    state = models.CharField("state", max_length=10, choices=State.choices, default=State.OPEN)
+    stage = models.SmallIntegerField("stage", default=0)
+    chosen = models.IntegerField("letters chosen", default=0)
+    moved = models.IntegerField("letters sent in this stage", default=0)
+    counted = models.IntegerField("of these, letters that prove something", default=0)
+    stages = models.TextField("stages that are over", default="[]")
+    outcome = models.TextField("outcome", blank=True)
+
+    class Meta:
+        """For Django."""
+
+        db_table = "guardrails_canary"
+        verbose_name = "canary"
+        verbose_name_plural = "canaries"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"canary {self.pk}"
 
 
 class AuditEntry(models.Model):

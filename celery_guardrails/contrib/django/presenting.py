@@ -18,11 +18,14 @@ from celery_guardrails.dead_letters.reports import ReplayReport
 from .models import ArchivedLetter
 from .moments import moment_of
 
-__all__ = ["GroupRow", "group_query", "group_rows", "letter_sections", "life_of", "skipped_text", "sparkline"]
+__all__ = ["Attempt", "GroupRow", "attempts_of", "group_query", "group_rows", "letter_sections", "life_of", "skipped_text", "sparkline"]
 
 _BAR, _HEIGHT = 4, 22
 #: Shown in a place of their own.
-_ELSEWHERE = ("traceback", "error", "message", "args", "kwargs", "headers", "properties", "undecoded", "body")
+_ELSEWHERE = (
+    *("traceback", "error", "message", "args", "kwargs", "headers", "properties", "undecoded", "body"),
+    *("history", "previous_deaths", "edited"),
+)
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,70 @@ def letter_sections(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, 
     return [("Arguments", arguments), ("Letter", facts), ("Headers", headers), ("Properties", properties)]
 
 
-def life_of(row: ArchivedLetter) -> list[tuple[datetime | None, str]]:
-    """Return what happened to a letter, the oldest first."""
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt that failed, as a block that can be opened.
+
+    Args:
+        name: which one.
+        at: when it failed.
+        error: class and message.
+        traceback: its end, or "".
+        skipped: attempts before it that were left out to save room.
+        last: whether the letter died of it.
+    """
+
+    name: str
+    at: datetime | None
+    error: str
+    traceback: str
+    skipped: int = 0
+    last: bool = False
+
+
+def attempts_of(data: Mapping[str, Any]) -> list[Attempt]:
+    """Return the attempts that failed, the last one first.
+
+    Args:
+        data: of :func:`~celery_guardrails.dead_letters.render.letter_data`, in full.
+    """
+    found = []
+    if data["traceback"] or data["history"]:
+        found.append(Attempt("The last attempt", _moment(data["last_seen"]), _error(data), _lines(data["traceback"]), last=True))
+    for past in reversed(data["history"]):
+        name = f"Attempt {past['attempt']}" if past["attempt"] else "An attempt"
+        found.append(Attempt(name, _moment(past["at"]), _error(past), _lines(past["traceback"]), past["skipped"]))
+    return found
+
+
+def _error(data: Mapping[str, Any]) -> str:
+    return printable(f"{data['error']}: {data['message']}".strip(": ").partition("\n")[0], limit=300)
+
+
+def _lines(text: str) -> str:
+    return printable(text, lines=True).rstrip()
+
+
+def _moment(text: str | None) -> datetime | None:
+    return moment_of(None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp())
+
+
+def life_of(row: ArchivedLetter, data: Mapping[str, Any]) -> list[tuple[datetime | None, str]]:
+    """Return what happened to a letter, the oldest first.
+
+    Args:
+        row: the letter's.
+        data: of :func:`~celery_guardrails.dead_letters.render.letter_data`, in full.
+    """
     tries = f"{row.attempts} attempt{'' if row.attempts == 1 else 's'}"
     crashes = f", {row.crashes} worker{'' if row.crashes == 1 else 's'} lost" if row.crashes else ""
     worker = f" on {printable(row.worker)}" if row.worker else ""
+    deaths = [
+        (_moment(death["at"]), printable(f"died before, {death['reason']} {death['error']}".rstrip(), limit=300) + ", and was replayed")
+        for death in data["previous_deaths"]
+    ]
     life = [
+        *deaths,
         (row.first_seen, "published" + (f" (replayed {row.replays} times since)" if row.replays else "")),
         (row.died_at, f"died, {row.reason}, after {tries}{crashes}{worker}"),
         (row.archived_at, f"archived from {printable(row.dead_letter_queue)}"),

@@ -20,7 +20,7 @@ from celery_guardrails.dead_letters.filters import Filter
 
 from .moments import moment_of, unix_of
 
-__all__ = ["DjangoTable"]
+__all__ = ["DjangoTable", "alias_of"]
 
 _APP = "celery_guardrails.contrib.django"
 _CHUNK = 500
@@ -59,7 +59,7 @@ class DjangoTable:
         parts = urlsplit(url)
         if parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError("django:// takes the alias of a database and nothing else, as in django://default")
-        return cls(parts.netloc or None)
+        return cls(alias_of(url))
 
     @property
     def _letters(self) -> Any:
@@ -174,12 +174,27 @@ class DjangoTable:
     # -- changing ---------------------------------------------------------------------------------------------
 
     def mark(self, pk: int, *, old: str, new: str, now: float) -> bool:
-        """See the port."""
-        return bool(self._letters.filter(pk=pk, state=old).update(state=new, changed_at=moment_of(now)))
+        """See the port; a letter that an open canary has chosen is nobody else's."""
+        return bool(self._free(self._letters.filter(pk=pk, state=old)).update(state=new, changed_at=moment_of(now)))
+
+    def mark_canary(self, pk: int, canary: int, stage: int | None, *, now: float) -> bool:
+        """Mark a letter that waits and is of this canary as replayed, as :meth:`mark` does.
+
+        Args:
+            pk: primary key.
+            canary: primary key of the run.
+            stage: in which it is watched; None where it proves nothing.
+            now: unix time in seconds.
+        """
+        mine = self._letters.filter(pk=pk, state=State.WAITING, canary=canary)
+        return bool(mine.update(state=State.REPLAYED, changed_at=moment_of(now), canary_stage=stage))
 
     def change(self, rows: Any, *, old: str, new: str, now: float) -> int:
-        """See the port."""
-        return int(rows.order_by().filter(state=old).update(state=new, changed_at=moment_of(now)))
+        """See the port; letters that an open canary has chosen are nobody else's."""
+        return int(self._free(rows.order_by().filter(state=old)).update(state=new, changed_at=moment_of(now)))
+
+    def _free(self, rows: Any) -> Any:
+        return rows.exclude(state=State.WAITING, canary__isnull=False)
 
     def present(self, dead_letter_queue: str, ids: Sequence[str]) -> Sequence[Any]:
         """See the port."""
@@ -192,7 +207,9 @@ class DjangoTable:
             # a run beside this one may have been faster
             self._letters.bulk_create(rows, ignore_conflicts=True)
             if again:
-                self._letters.filter(pk__in=list(again)).update(state=state, note=note, changed_at=moment_of(now))
+                self._letters.filter(pk__in=list(again)).update(
+                    state=state, note=note, changed_at=moment_of(now), canary=None, canary_stage=None
+                )
 
     def taken(self, dead_letter_queue: str, took: Sequence[str], elsewhere: Sequence[str], *, note: str, now: float) -> None:
         """See the port."""
@@ -226,7 +243,13 @@ class DjangoTable:
     def begin(self, entry: Entry) -> Any:
         """See the port."""
         row = self._entry(
-            at=moment_of(entry.at), who=entry.who, action=entry.action, selection=entry.selection, why=entry.why, before=entry.before
+            at=moment_of(entry.at),
+            who=entry.who,
+            action=entry.action,
+            selection=entry.selection,
+            why=entry.why,
+            before=entry.before,
+            outcome=entry.outcome,
         )
         row.save(using=self.using, force_insert=True)
         return row.pk
@@ -243,3 +266,9 @@ class DjangoTable:
             Entry(unix_of(row.at) or 0.0, row.who, row.action, row.selection, row.why, row.before, row.after, row.letters, row.outcome)
             for row in rows
         ]
+
+
+def alias_of(url: str | None) -> str | None:
+    """Return the alias that a URL ``django://ALIAS`` names; None for any other, where the project's routers say which database."""
+    parts = urlsplit(url or "")
+    return (parts.netloc or None) if parts.scheme == "django" else None

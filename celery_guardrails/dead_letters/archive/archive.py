@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,6 +19,7 @@ from ..redaction import Redactor, hide_secrets
 from ..reports import DiscardReport, Group, ReplayReport
 from ..restore import restored
 from ..tally import Run
+from ..tasks import Tasks, names_of, no_tasks
 from .rows import letter_of
 from .table import Action, Entry, LetterTable, Row, Selection, State
 from .trail import audited
@@ -55,7 +56,8 @@ class Archive:
         store: says in a dry run which keys have completed meanwhile; None where there is none.
         clock: time.
         decoder: reads arguments.
-        redact: what of the arguments may be shown.
+        redact: what of the arguments and errors may be shown.
+        tasks: finds what the app knows of a task: the names of positional arguments, and what an edit must fit.
     """
 
     def __init__(
@@ -67,13 +69,16 @@ class Archive:
         clock: Clock,
         decoder: Decoder,
         redact: Redactor = hide_secrets,
+        tasks: Tasks = no_tasks,
     ) -> None:
         self.table = table
         self.clock = clock
         self.decoder = decoder
-        self._broker = broker
-        self._store = store
-        self._redact = redact
+        self.broker = broker
+        self.store = store
+        self.redact = redact
+        self.tasks = tasks
+        self._argument_names = names_of(tasks)
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -94,7 +99,7 @@ class Archive:
 
     def letter(self, row: Row) -> DeadLetter:
         """Return the dead letter of a row."""
-        return letter_of(row, decoder=self.decoder, redact=self._redact)
+        return letter_of(row, decoder=self.decoder, redact=self.redact, names=self._argument_names)
 
     def list(self, where: Filter = Filter(), *, state: str | None = State.WAITING) -> Generator[DeadLetter, None, None]:  # noqa: B008 - frozen
         """Yield the letters that match, the ones archived first first."""
@@ -136,7 +141,7 @@ class Archive:
                     reason=reason,
                     error=error,
                     fingerprint=fingerprint,
-                    message=message,
+                    message=str(self.redact(message)),
                     count=each.count,
                     first_seen=each.first,
                     last_seen=each.last,
@@ -214,9 +219,9 @@ class Archive:
         """
         if isinstance(max_replays, bool) or not isinstance(max_replays, int) or max_replays < 1:
             raise GuardrailsConfigError(f"max_replays = {max_replays!r}: a whole number of at least 1 is allowed")
-        if self._broker is None and not dry_run:
+        if self.broker is None and not dry_run:
             raise GuardrailsConfigError("this archive has no broker to publish with")
-        pace, run = Pace(self.clock, rate), Run(dry_run=dry_run, already_completed=0 if dry_run and self._store else None)
+        pace, run = Pace(self.clock, rate), Run(dry_run=dry_run, already_completed=0 if dry_run and self.store else None)
         waiting = self.table.only(rows, State.WAITING)
         limit = 1 if canary else limit
         end = None if seconds is None else self.clock.now() + seconds
@@ -258,19 +263,40 @@ class Archive:
                 run.already_completed = self._plus_completed(run.already_completed, letter)
         else:
             try:
-                with self.table.atomic():
-                    # who marks it holds its row until the end; somebody else who wants the same letter waits, and finds it replayed
-                    if not self.table.mark(row.pk, old=State.WAITING, new=State.REPLAYED, now=self.clock.now()):
-                        run.total -= 1
-                        return
-                    assert self._broker is not None
-                    self._broker.send(restored(letter, now=self.clock.now()), destination)
+                if not self.send(row, letter, destination):
+                    run.total -= 1
+                    return
             except PublishFailed as exc:
                 run.fail(letter, str(exc))
                 return
         run.done += 1
         run.destinations[destination] += 1
         run.reasons[letter.reason] += 1
+
+    def send(self, row: Row, letter: DeadLetter, destination: str, *, mark: Callable[[], bool] | None = None) -> bool:
+        """Publish a letter inside of the transaction that marks its row as replayed; whether it still waited, and was nobody's.
+
+        Args:
+            row: the letter's.
+            letter: what is published; another one than the row's where it was edited.
+            destination: task queue.
+            mark: marks the row, where there is more to be marked than that it was replayed; returns whether it could.
+
+        Raises:
+            PublishFailed: it waits on.
+            GuardrailsConfigError: this archive has no broker.
+        """
+        if self.broker is None:
+            raise GuardrailsConfigError("this archive has no broker to publish with")
+        with self.table.atomic():
+            # who marks it holds its row until the end; somebody else who wants the same letter waits, and finds it replayed
+            if not (mark() if mark is not None else self._mark(row)):
+                return False
+            self.broker.send(restored(letter, now=self.clock.now()), destination)
+        return True
+
+    def _mark(self, row: Row) -> bool:
+        return self.table.mark(row.pk, old=State.WAITING, new=State.REPLAYED, now=self.clock.now())
 
     def discard(self, rows: Selection, *, who: str, why: str = "", selection: str = "") -> DiscardReport:
         """Set letters that wait aside; :meth:`restore` takes it back, until retention deletes them.
@@ -293,10 +319,12 @@ class Archive:
             entry.letters = self.table.change(rows, old=old, new=new, now=self.clock.now())
         return entry.letters
 
-    def audited(self, action: str, rows: Selection, who: str, why: str, selection: str) -> AbstractContextManager[Entry]:
+    def audited(
+        self, action: str, rows: Selection, who: str, why: str = "", selection: str = "", outcome: str = ""
+    ) -> AbstractContextManager[Entry]:
         """Write an entry of the trail around what is done to letters, see :func:`~celery_guardrails.dead_letters.archive.trail.audited`."""
         count = lambda: self.table.count(rows)  # noqa: E731 - the same selection is counted before and after
-        return audited(self.table, action, clock=self.clock, who=who, count=count, why=why, selection=selection)
+        return audited(self.table, action, clock=self.clock, who=who, count=count, why=why, selection=selection, outcome=outcome)
 
     # -- what a confirmation says --------------------------------------------------------------------------------
 
@@ -305,10 +333,10 @@ class Archive:
         return self.table.queues(rows, "queue")
 
     def _plus_completed(self, known: int, letter: DeadLetter) -> int | None:
-        if self._store is None or not letter.key:
+        if self.store is None or not letter.key:
             return known
         try:
-            record = self._store.lookup(letter.key)
+            record = self.store.lookup(letter.key)
         except StoreUnavailable:
             return None
         return known + (record is not None and record.state is RecordState.COMPLETED)

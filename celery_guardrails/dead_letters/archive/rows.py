@@ -10,6 +10,7 @@ from ..decoder import Decoder
 from ..letter import DeadLetter, read_letter
 from ..redaction import Redactor, hide_secrets
 from ..tagged import dumps, loads
+from ..tasks import Names, no_names
 from .table import Row, State
 
 __all__ = ["letter_of", "message_of", "values_of"]
@@ -76,9 +77,11 @@ def message_of(row: Row) -> RawMessage:
     )
 
 
-def letter_of(row: Row, *, decoder: Decoder, redact: Redactor = hide_secrets) -> DeadLetter:
+def letter_of(row: Row, *, decoder: Decoder, redact: Redactor = hide_secrets, names: Names = no_names) -> DeadLetter:
     """Return the dead letter that a row was made of."""
-    letter = read_letter(message_of(row), queue=row.queue, dead_letter_queue=row.dead_letter_queue, decoder=decoder, redact=redact)
+    letter = read_letter(
+        message_of(row), queue=row.queue, dead_letter_queue=row.dead_letter_queue, decoder=decoder, redact=redact, names=names
+    )
     return replace(letter, id=row.letter_id, place="archive", state=row.state)
 
 

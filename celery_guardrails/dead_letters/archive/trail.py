@@ -15,7 +15,15 @@ __all__ = ["audited", "os_user"]
 
 @contextmanager
 def audited(
-    table: LetterTable, action: str, *, clock: Clock, who: str, count: Callable[[], int], why: str = "", selection: str = ""
+    table: LetterTable,
+    action: str,
+    *,
+    clock: Clock,
+    who: str,
+    count: Callable[[], int],
+    why: str = "",
+    selection: str = "",
+    outcome: str = "",
 ) -> Iterator[Entry]:
     """Write an entry before anything is done, so that one who is killed leaves a trace; and how it ended, afterwards.
 
@@ -27,8 +35,9 @@ def audited(
         count: returns how many letters there are, before and after.
         why: as they said.
         selection: which letters.
+        outcome: what is to be done, where that tells more than the action; the block may say how it ended.
     """
-    entry = Entry(clock.now(), who[:255], action, selection, why, before=count())
+    entry = Entry(clock.now(), who[:255], action, selection, why, before=count(), outcome=outcome)
     name = table.begin(entry)
     try:
         yield entry

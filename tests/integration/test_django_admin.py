@@ -91,7 +91,7 @@ def test_the_error_and_the_traceback_of_every_attempt_are_shown_and_earlier_deat
     order = [
         *(
             "died before, permanent shop.Earlier, and was replayed",
-            "published (replayed 1 times since)",
+            "published (replayed 1 time since)",
             "died, exhausted, after 6 attempts",
         ),
         *("The last attempt", "ConnectionError: gateway away", "pay()"),

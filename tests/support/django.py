@@ -54,6 +54,7 @@ def configure() -> None:
         SECRET_KEY="not secret",
         ROOT_URLCONF="tests.support.django_urls",
         STATIC_URL="/static/",
+        ALLOWED_HOSTS=["127.0.0.1", "testserver"],
         MIDDLEWARE=[
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",

@@ -105,9 +105,9 @@ def _shop() -> Celery:
     app = Celery("shop", broker="memory://", set_as_current=False)
     Guardrails(app, store="memory://")
 
-    @app.task(base=GuardedTask, name="shop.charge", shared=False, key="charge:{order_id}")
     def charge(order_id: Any = None, amount: float = 0.0, *, note: str | None = None, api_key: str = "") -> None: ...
 
+    app.task(charge, base=GuardedTask, name="shop.charge", shared=False, key="charge:{order_id}")
     return app
 
 

@@ -106,11 +106,16 @@ def _stages(run: CanaryRun, look: Look) -> list[dict[str, Any]]:
     planned = sizes(run.chosen)
     before = sum(stage["replayed"] for stage in rows)
     for number in range(len(rows), len(STAGES)):
-        row = {"name": STAGES[number], "size": planned[number], "is": "to come"}
+        unknown = dict.fromkeys(("replayed", "completed", "failed", "unheard"))
+        row = {"name": STAGES[number], "size": planned[number], "is": "to come", **unknown}
         if number == run.stage:
             last = number == len(STAGES) - 1
             row |= {"is": "now" if run.state == run.State.OPEN else run.state, "replayed": run.moved, "size": look.size or planned[number]}
-            row |= {} if last else {"completed": look.completed, "failed": len(look.failing), "unheard": look.unheard}
+            row |= (
+                {}
+                if last or run.state != run.State.OPEN
+                else {"completed": look.completed, "failed": len(look.failing), "unheard": look.unheard}
+            )
         elif number == len(STAGES) - 1:
             row["size"] = "the rest"
         elif run.chosen - before <= 1:
@@ -134,7 +139,7 @@ def _state_text(run: CanaryRun, look: Look) -> str:
         return f"It is being watched: nothing has been heard of {look.unheard} of {look.size}, for {waited}."
     if look.unheard:
         return f"Nothing has been heard of {look.unheard} of {look.size} within {WATCH_SECONDS:.0f} s; none has died."
-    return f"All {look.size} of this stage have completed."
+    return "The letter of this stage has completed." if look.size == 1 else f"All {look.size} of this stage have completed."
 
 
 def _next_text(run: CanaryRun, look: Look) -> str:

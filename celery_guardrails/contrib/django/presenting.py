@@ -176,7 +176,7 @@ def life_of(row: ArchivedLetter, data: Mapping[str, Any]) -> list[tuple[datetime
     ]
     life = [
         *deaths,
-        (row.first_seen, "published" + (f" (replayed {row.replays} times since)" if row.replays else "")),
+        (row.first_seen, "published" + (f" (replayed {row.replays} time{'' if row.replays == 1 else 's'} since)" if row.replays else "")),
         (row.died_at, f"died, {row.reason}, after {tries}{crashes}{worker}"),
         (row.archived_at, f"archived from {printable(row.dead_letter_queue)}"),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.db import router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import path
 
@@ -40,7 +40,7 @@ class CanaryPages(LetterPages):
 
     def open_canaries(self) -> list[tuple[CanaryRun, str]]:
         """Return canaries that are not over, each with the address of its page."""
-        runs = CanaryRun.objects.filter(state=CanaryRun.State.OPEN).order_by("-pk")[:_RUNS_SHOWN]
+        runs = _runs().filter(state=CanaryRun.State.OPEN).order_by("-pk")[:_RUNS_SHOWN]
         return [(run, self.url("canary", run.pk)) for run in runs]
 
     # a replay commits letter by letter: not inside of ATOMIC_REQUESTS' one transaction
@@ -49,7 +49,7 @@ class CanaryPages(LetterPages):
         """Show how it stands; a POST goes on with it or stops it."""
         if not self.has_view_permission(request) or (request.method == "POST" and not self.has_canary_permission(request)):
             raise PermissionDenied
-        run = CanaryRun.objects.filter(pk=pk).first()
+        run = _runs().filter(pk=pk).first()
         if run is None:
             messages.error(request, f"There is no canary {pk}.")
             return HttpResponseRedirect(self.url("changelist"))
@@ -98,6 +98,11 @@ class CanaryPages(LetterPages):
             "waiting": ArchivedLetter.State.WAITING,
         }
         return self.page(request, "guardrails/canary.html", context)
+
+
+def _runs() -> Any:
+    """Return the runs, where they are written: a copy of the database may be behind."""
+    return CanaryRun.objects.using(router.db_for_write(CanaryRun))
 
 
 def _stages(run: CanaryRun, look: Look) -> list[dict[str, Any]]:

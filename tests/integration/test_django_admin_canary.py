@@ -462,3 +462,19 @@ def test_a_canary_without_a_celery_app_is_shown_and_nothing_goes_on(office: Offi
     assert "Nobody can say how it stands, so it does not go on: no Celery app was found" in run.look()
     run.go_on()
     assert run.row.stage == 0
+
+
+def test_a_letter_that_code_has_taken_away_takes_no_place_of_a_stage(office: Office) -> None:
+    letters = office.bury_many(110)
+    run = Run(office)
+    run.complete()
+    send = office.desk.send
+
+    def taken_first(row: Any, *args: Any, **marks: Any) -> bool:
+        office.letters.filter(pk=letters[1].pk).update(state="discarded")
+        return send(row, *args, **marks)
+
+    office.desk.send = taken_first  # type: ignore[method-assign]
+    run.go_on()
+    assert [bird.pk for bird in run.birds()] == [letters[2].pk, letters[3].pk]
+    assert (run.row.counted, run.row.moved) == (2, 2)

@@ -41,6 +41,23 @@ archive = Archive.of(current_app.guardrails)
 report = archive.replay(archive.rows().filter(pk__lte=archive.rows()[4].pk), who="me")
 print(report.replayed, report.clean)
 """
+CANARY = """
+import time
+from celery import current_app
+from celery_guardrails.contrib.django.archive import Archive
+from celery_guardrails.contrib.django.canarying import Canaries
+archive = Archive.of(current_app.guardrails)
+canaries = Canaries(archive)
+run, problem = canaries.start(archive.rows(), who="me")
+assert not problem, problem
+end = time.monotonic() + 45
+while run.state == "open" and time.monotonic() < end:
+    if canaries.look(run).may_go_on:
+        canaries.go_on(run, run.stage, who="me")
+    time.sleep(0.05)
+    run.refresh_from_db()
+print(run.state, run.chosen, run.stage, run.outcome)
+"""
 
 
 @pytest.fixture
@@ -62,7 +79,7 @@ def rows(project: Project) -> list[str]:
         return [name for (name,) in connection.execute("SELECT task_id FROM guardrails_letter")]
 
 
-def test_killed_again_and_again_it_moves_each_letter_once_and_they_can_be_replayed(
+def test_killed_again_and_again_it_moves_each_letter_once_and_they_can_be_replayed_also_in_stages(
     project: Project, broker: BrokerUnderTest, workers: Workers, queue: str
 ) -> None:
     project.shell(BURY)
@@ -86,15 +103,23 @@ def test_killed_again_and_again_it_moves_each_letter_once_and_they_can_be_replay
     assert (said["failed"], said["stopped"], broker.depth(dead)) == (0, "", 0)
     assert sorted(rows(project)) == sorted(f"task-{number}" for number in range(LETTERS))
 
-    (project.home / "mended").touch()
     workers.start("site_of_shop", env={**project.env, "SHOP_ARCHIVE_SECONDS": "1"})
+    said = project.shell(CANARY)
+    assert said.startswith(f"stopped {LETTERS} 0 it stopped itself at the stage 'one letter': "), said
+    eventually(lambda: len(rows(project)) == LETTERS + 1, 30, because="the worker archives the letter of the canary that died again")
+
+    (project.home / "mended").touch()
     assert project.shell(REPLAY).split() == ["5", "True"]
     eventually(lambda: len(project.charged()) == 5, 20, because="the replayed tasks run")
     assert len(set(project.charged())) == 5
+    assert project.shell(CANARY).startswith(f"done {LETTERS - 5} 2 ")
+    eventually(lambda: len(project.charged()) == LETTERS, 60, because="the tasks of the canary run")
+    assert len(set(project.charged())) == LETTERS
 
     project.shell(BURY)  # the same letters again: the worker archives by itself, and knows them
     eventually(lambda: broker.depth(dead) == 0, 30, because="the worker archives")
-    assert sorted(rows(project)) == sorted(f"task-{number}" for number in range(LETTERS))
+    assert len(rows(project)) == LETTERS + 1
+    assert set(rows(project)) == {f"task-{number}" for number in range(LETTERS)}
 
 
 def test_the_command_has_help_exit_codes_and_says_what_it_did(project: Project, broker: BrokerUnderTest, queue: str) -> None:

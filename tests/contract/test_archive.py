@@ -6,6 +6,7 @@ One suite for every table of an archive: on SQLite in every run, on PostgreSQL a
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import threading
 from collections import Counter
@@ -19,11 +20,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_guardrails.dead_letters import Filter
-from celery_guardrails.dead_letters.archive import LetterTable, open_table
+from celery_guardrails.dead_letters import Filter, KombuDecoder
+from celery_guardrails.dead_letters.archive import Archive, LetterTable, open_table
+from celery_guardrails.dead_letters.archive.places import Places
+from celery_guardrails.dead_letters.redaction import HIDDEN, redactor
+from celery_guardrails.dead_letters.tasks import KnownTask
 from celery_guardrails.errors import DeadLetterError, GuardrailsConfigError, PublishFailed
 from celery_guardrails.policy.delivery import RawMessage, Travel
 from celery_guardrails.policy.lease import StoredResult
+from celery_guardrails.ports import Move, Moved
 from tests.support.archive import Desk
 from tests.support.dead_letters import task_message
 
@@ -538,3 +543,108 @@ def test_discarding_is_taken_back_by_restoring_and_both_are_on_the_trail(desk: D
     desk.archive.discard(desk.archive.rows(state=None), who="ann")
     assert desk.archive.replay(desk.archive.rows(state=None), who="ann").total == 0
     assert desk.archive.destinations(desk.archive.rows(state=None)) == {"celery": 3}
+
+
+# -- queue and archive in one batch ----------------------------------------------------------------------------------
+
+
+def both(desk: Desk) -> tuple[Places, list[Move]]:
+    """Two letters in the archive and two in the queue, and how all of them are to be moved: by turns."""
+    for number in range(4):
+        desk.kit.bury(task_message("t", number, task_id=f"id-{number}"))
+        if number == 1:
+            desk.run()
+    places = Places(desk.kit.broker, desk.archive)
+    letters = list(places.browse("celery.dead"))
+    order = [letters[2], letters[0], letters[3], letters[1]]
+    return places, [Move(letter, letter.message, "celery") for letter in order]
+
+
+def sent(desk: Desk) -> list[str]:
+    return sorted(message.headers["id"] for message in desk.kit.broker.messages("celery"))
+
+
+def test_letters_of_queue_and_archive_are_moved_in_one_batch_each_told_in_its_place(desk: Desk) -> None:
+    places, moves = both(desk)
+    assert places.move(moves) == [Moved(True, True)] * 4
+    assert sent(desk) == ["id-0", "id-1", "id-2", "id-3"]
+    assert (desk.states(), desk.kit.broker.depth("celery.dead")) == ({"replayed": 2}, 0)
+
+
+def test_a_letter_of_the_archive_that_somebody_else_moved_meanwhile_is_not_sent_again(desk: Desk) -> None:
+    places, moves = both(desk)
+    desk.archive.discard(desk.archive.rows(ids=["id-0"]), who="bob")
+    done = places.move(moves)
+    assert [(moved.sent, moved.taken) for moved in done] == [(True, True), (False, True), (True, True), (True, True)]
+    assert "somebody else" in str(done[1].error)
+    assert sent(desk) == ["id-1", "id-2", "id-3"]
+    assert desk.states() == {"replayed": 1, "discarded": 1}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_one_that_somebody_else_moved_is_missed_by_those_only_who_named_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    both(desk)
+    names = [desk.archive.show(f"id-{number}").id for number in range(2)]
+    mark = desk.table.mark
+
+    def overtaken(pk: int, **states: Any) -> bool:
+        monkeypatch.undo()
+        desk.archive.discard(desk.archive.rows(ids=names[:1]), who="bob")
+        return mark(pk, **states)
+
+    monkeypatch.setattr(desk.table, "mark", overtaken)
+    report = desk.everywhere("ann", queued=False).replay(ids=names if named else ())
+    assert (report.total, report.replayed, report.failed) == (1 + named, 1, named)
+    assert sent(desk) == ["id-1"]
+    assert (desk.trail[-1].letters, desk.states()) == (1, {"replayed": 1, "discarded": 1})
+
+
+def test_a_broker_that_fails_in_the_transaction_lets_the_letter_of_the_archive_wait(desk: Desk) -> None:
+    places, moves = both(desk)
+    send = desk.kit.broker.send
+
+    def refused(message: RawMessage, queue: str) -> None:
+        if message.headers["id"] in ("id-0", "id-2"):
+            raise PublishFailed("no")
+        send(message, queue)
+
+    desk.kit.broker.send = refused  # type: ignore[method-assign]
+    done = places.move(moves)
+    assert [(moved.sent, moved.taken, str(moved.error or "")) for moved in done] == [
+        (False, False, "no"),
+        (False, False, "no"),
+        (True, True, ""),
+        (True, True, ""),
+    ]
+    assert (desk.states(), desk.kit.broker.depth("celery.dead")) == ({"waiting": 1, "replayed": 1}, 1)
+    desk.kit.broker.send = send  # type: ignore[method-assign]
+    assert desk.everywhere().replay().replayed == 2
+    assert sent(desk) == ["id-0", "id-1", "id-2", "id-3"]
+
+
+# -- what is shown, and what is written down ---------------------------------------------------------------------------
+
+
+def test_what_is_shown_is_redacted_positional_arguments_by_their_names_as_well(desk: Desk) -> None:
+    known = KnownTask("shop.charge", inspect.signature(lambda order, pan, *, note="": None), lambda *_: (None, None))
+    options: dict[str, Any] = {"clock": desk.kit.clock, "decoder": KombuDecoder(["json"])}
+    desk.kit.bury(task_message("shop.charge", 7, "4111"), message="refused 4111")
+    desk.run()
+    by_name = Archive(desk.table, None, None, redact=redactor(["pan"]), tasks={"shop.charge": known}.get, **options)
+    letter = by_name.show(desk.letters[0].id)
+    assert letter.shown_payload().args == (7, HIDDEN)
+    assert letter.payload.args == (7, "4111"), "it is replayed as it was"
+    nameless = Archive(desk.table, None, None, redact=redactor(["pan"]), **options)
+    assert nameless.show(letter.id).shown_payload().args == (7, "4111"), "nobody knows the name"
+    by_text = Archive(
+        desk.table, None, None, redact=lambda value: value.replace("4111", "…") if isinstance(value, str) else value, **options
+    )
+    assert (by_text.groups()[0].message, by_text.show(letter.id).shown_message) == ("refused …", "refused …")
+
+
+def test_an_entry_of_the_trail_says_from_the_start_what_is_to_be_done(desk: Desk) -> None:
+    with pytest.raises(Killed), desk.archive.audited("edit", desk.archive.rows(), "ann", outcome="1 becomes 2"):
+        raise Killed
+    assert (desk.trail[-1].action, desk.trail[-1].outcome, desk.trail[-1].after) == ("edit", "1 becomes 2", None)

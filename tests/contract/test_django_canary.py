@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from celery_guardrails.dead_letters import KombuDecoder
+from celery_guardrails.dead_letters import Filter, KombuDecoder
 from celery_guardrails.dead_letters.archive import open_table
 from celery_guardrails.errors import GuardrailsConfigError
 from celery_guardrails.policy.lease import StoredResult
@@ -102,3 +103,59 @@ def test_operators_at_the_same_time_begin_one_canary_and_let_no_more_go_than_a_s
     assert desk.states() == {"replayed": 210}
     canaries[0].look(runs.get())
     assert runs.get().state == "done"
+
+
+def test_what_an_open_canary_has_chosen_the_commands_show_and_leave_alone(desk: Desk) -> None:
+    from celery_guardrails.contrib.django.canarying import Canaries
+    from celery_guardrails.contrib.django.models import CanaryRun
+
+    for number in range(4):
+        desk.kit.bury(task_message("held", number))
+    desk.run()
+    canaries = Canaries(desk.archive)
+    run, _ = canaries.start(desk.archive.rows(), who="ann")
+    desk.kit.bury(task_message("other", 1))
+    desk.run()
+    commands = desk.everywhere("bob")
+    assert Counter(letter.task for letter in commands.list()) == {"held": 3, "other": 1}
+    held = next(letter.id for letter in commands.list() if letter.task == "held")
+    assert commands.replay(dry_run=True).total == commands.discard(dry_run=True).total == 1
+    assert commands.replay(ids=[held]).missing == commands.discard(ids=[held]).missing == (held,)
+    assert desk.archive.discard(desk.archive.rows(Filter(task="held")), who="bob").discarded == 0
+    assert commands.replay().replayed == 1
+    assert commands.discard().discarded == 0
+    canaries.stop(CanaryRun.objects.using(desk.archive.using).get(pk=run.pk), who="ann")
+    assert commands.discard().discarded == 3
+
+
+def test_one_that_a_canary_chooses_while_a_command_replays_stays_the_canarys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from celery_guardrails.contrib.django.canarying import Canaries
+
+    for number in range(3):
+        desk.kit.bury(task_message("t", number))
+    desk.run()
+    table = desk.archive.table
+    mark = table.mark
+
+    def overtaken(pk: int, **states: Any) -> bool:
+        monkeypatch.undo()
+        Canaries(desk.archive).start(desk.archive.rows(), who="ann")
+        return mark(pk, **states)
+
+    monkeypatch.setattr(table, "mark", overtaken)
+    report = desk.everywhere("bob").replay()
+    assert (report.total, report.replayed, report.clean) == (0, 0, True)
+    assert desk.states() == {"waiting": 2, "replayed": 1}
+    assert desk.kit.broker.depth("celery") == 1
+
+
+def test_a_letter_that_came_again_is_free_whatever_canary_had_it(desk: Desk) -> None:
+    from celery_guardrails.contrib.django.canarying import Canaries
+
+    desk.kit.bury(task_message("t", 1))
+    desk.run()
+    Canaries(desk.archive).start(desk.archive.rows(), who="ann")
+    desk.kit.bury_raw(desk.letters[0].message)
+    desk.run()
+    [row] = desk.rows
+    assert (row.state, row.canary_id, row.canary_stage) == ("waiting", None, None)

@@ -99,7 +99,7 @@ class ArchivedLetterAdmin(CanaryPages, EditPages):
         letter = pages.reading_archive().letter(row)
         data = letter_data(letter, full=True)
         held = row.state == _State.WAITING and row.canary_id is not None
-        others = ArchivedLetter.objects.filter(task_id=row.task_id).exclude(pk=row.pk).order_by("-pk") if row.task_id else ()
+        others = self.get_queryset(request).filter(task_id=row.task_id).exclude(pk=row.pk).order_by("-pk") if row.task_id else ()
         context = {
             "title": f"Dead letter {row.letter_id}",
             "row": row,
@@ -171,14 +171,14 @@ class ArchivedLetterAdmin(CanaryPages, EditPages):
             if request.POST.get(_CONFIRMED) != action:
                 return self._confirmation(request, rows, action, archive, hopeless)
             rows = rows.filter(pk__lte=int(request.POST["newest"]))  # not what came in since the question
-            return self._act(request, _not_held(rows), action, archive, hopeless)
+            return self._act(request, archive.table.free(rows), action, archive, hopeless)
         except (GuardrailsError, KeyError, ValueError) as exc:
             messages.error(request, f"Nothing was done: {printable(exc)}")
             return HttpResponseRedirect(request.get_full_path())
 
     def _confirmation(self, request: HttpRequest, rows: Any, action: str, archive: Archive, hopeless: bool) -> HttpResponse:
         newest = rows.order_by("-pk").values_list("pk", flat=True).first()
-        chosen = _not_held(rows)
+        chosen = archive.table.free(rows)
         context = {
             "title": f"{LABELS[action]}: are you sure?",
             "action": action,
@@ -240,11 +240,6 @@ class ArchivedLetterAdmin(CanaryPages, EditPages):
 
 def _short(moment: datetime | None) -> str:
     return str(date_format(template_localtime(moment), "SHORT_DATETIME_FORMAT")) if moment else "-"
-
-
-def _not_held(rows: Any) -> Any:
-    """Return those letters of a query set that no open canary has chosen."""
-    return rows.exclude(state=_State.WAITING, canary__isnull=False)
 
 
 @admin.register(AuditEntry)

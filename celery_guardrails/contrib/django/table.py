@@ -107,6 +107,10 @@ class DjangoTable:
         """See the port."""
         return rows.filter(state=state)
 
+    def free(self, rows: Any) -> Any:
+        """See the port."""
+        return rows.exclude(state=State.WAITING, canary__isnull=False)
+
     def up_to(self, rows: Any, pk: int) -> Any:
         """See the port."""
         return rows.filter(pk__lte=pk)
@@ -174,8 +178,8 @@ class DjangoTable:
     # -- changing ---------------------------------------------------------------------------------------------
 
     def mark(self, pk: int, *, old: str, new: str, now: float) -> bool:
-        """See the port; a letter that an open canary has chosen is nobody else's."""
-        return bool(self._free(self._letters.filter(pk=pk, state=old)).update(state=new, changed_at=moment_of(now)))
+        """See the port."""
+        return bool(self.free(self._letters.filter(pk=pk, state=old)).update(state=new, changed_at=moment_of(now)))
 
     def mark_canary(self, pk: int, canary: int, stage: int | None, *, now: float) -> bool:
         """Mark a letter that waits and is of this canary as replayed, as :meth:`mark` does.
@@ -190,11 +194,8 @@ class DjangoTable:
         return bool(mine.update(state=State.REPLAYED, changed_at=moment_of(now), canary_stage=stage))
 
     def change(self, rows: Any, *, old: str, new: str, now: float) -> int:
-        """See the port; letters that an open canary has chosen are nobody else's."""
-        return int(self._free(rows.order_by().filter(state=old)).update(state=new, changed_at=moment_of(now)))
-
-    def _free(self, rows: Any) -> Any:
-        return rows.exclude(state=State.WAITING, canary__isnull=False)
+        """See the port."""
+        return int(self.free(rows.order_by().filter(state=old)).update(state=new, changed_at=moment_of(now)))
 
     def present(self, dead_letter_queue: str, ids: Sequence[str]) -> Sequence[Any]:
         """See the port."""

@@ -201,7 +201,7 @@ class Archive:
         letter once, and a crash in between repeats it and never loses it (its key keeps it from running twice).
 
         Args:
-            rows: which letters, see :meth:`rows`; those that do not wait are left alone.
+            rows: which letters, see :meth:`rows`; those that do not wait, or that an open canary has chosen, are left alone.
             who: does it.
             why: for the audit trail.
             selection: the same: which letters these are.
@@ -222,7 +222,7 @@ class Archive:
         if self.broker is None and not dry_run:
             raise GuardrailsConfigError("this archive has no broker to publish with")
         pace, run = Pace(self.clock, rate), Run(dry_run=dry_run, already_completed=0 if dry_run and self.store else None)
-        waiting = self.table.only(rows, State.WAITING)
+        waiting = self.table.free(self.table.only(rows, State.WAITING))
         limit = 1 if canary else limit
         end = None if seconds is None else self.clock.now() + seconds
 
@@ -302,7 +302,7 @@ class Archive:
         """Set letters that wait aside; :meth:`restore` takes it back, until retention deletes them.
 
         Args:
-            rows: which letters, see :meth:`rows`; those that do not wait are left alone.
+            rows: which letters, see :meth:`rows`; those that do not wait, or that an open canary has chosen, are left alone.
             who: does it.
             why: for the audit trail.
             selection: the same: which letters these are.
@@ -315,7 +315,7 @@ class Archive:
         return self._change(Action.RESTORE, rows, State.DISCARDED, State.WAITING, who, why, selection)
 
     def _change(self, action: str, rows: Selection, old: str, new: str, who: str, why: str, selection: str) -> int:
-        with self.table.atomic(), self.audited(action, self.table.only(rows, old), who, why, selection) as entry:
+        with self.table.atomic(), self.audited(action, self.table.free(self.table.only(rows, old)), who, why, selection) as entry:
             entry.letters = self.table.change(rows, old=old, new=new, now=self.clock.now())
         return entry.letters
 

@@ -85,7 +85,7 @@ class Everywhere:
         self._state = state
         self._template = template
 
-    def _over(self, where: Filter = Filter(), ids: Sequence[str] = ()) -> DeadLetters:  # noqa: B008 - frozen
+    def _over(self, where: Filter = Filter(), ids: Sequence[str] = (), *, free: bool = False) -> DeadLetters:  # noqa: B008 - frozen
         narrow = Places(
             self._broker,
             self._archive,
@@ -94,6 +94,7 @@ class Everywhere:
             state=self._state,
             queued=self._queued,
             archived=self._archived,
+            free=free,
             template=self._template,
         )
         return self._queues.over(narrow, whole=Places(self._broker, self._archive, template=self._template))
@@ -171,7 +172,7 @@ class Everywhere:
     ) -> ReplayReport:
         """See there. A letter of the archive is published in the transaction that marks it as replayed."""
         ids = tuple(ids)
-        service = self._over(where, ids)
+        service = self._over(where, ids, free=True)
         if dry_run:
             return service.replay(where, ids=ids, dry_run=True, canary=canary, **options)
         before = service.count(where)
@@ -212,8 +213,8 @@ class Everywhere:
         """
         ids = tuple(ids)
         if dry_run:
-            return self._over(where, ids).discard(where, ids=ids, dry_run=True)
-        before = self._over(where, ids).count(where)
+            return self._over(where, ids, free=True).discard(where, ids=ids, dry_run=True)
+        before = self._over(where, ids, free=True).count(where)
         run = Run(dry_run=False, depth=before, on_progress=on_progress)
         run.ask(ids)
         trail = {"who": self._who, "why": self._why, "selection": self._selection(where, ids)}
@@ -230,7 +231,8 @@ class Everywhere:
         return run.discard_report()
 
     def _discard_archived(self, where: Filter, ids: Sequence[str], run: Run) -> None:
-        table, rows = self._archive.table, self._archive.first(self._archive.rows(where, ids=ids), where.limit)
+        table = self._archive.table
+        rows = self._archive.first(table.free(self._archive.rows(where, ids=ids)), where.limit)
         if ids:
             for row in self._archive.each(rows):
                 run.is_asked(self._archive.letter(row))

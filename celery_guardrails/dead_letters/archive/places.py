@@ -19,6 +19,9 @@ from .table import Selection, State
 __all__ = ["Places"]
 
 
+_MOVED = "it no longer waits in the archive: somebody else has replayed or discarded it, or has begun to, in stages"
+
+
 @dataclass(frozen=True)
 class _Archived:
     """Handle of a letter in the archive."""
@@ -40,6 +43,7 @@ class Places(Broker):
         state: of the letters of the archive; None for all.
         queued: the broker's letters, too.
         archived: the archive's letters, too.
+        free: of these only those that may be moved.
         template: ``guardrails_dead_letter_queue``.
     """
 
@@ -53,6 +57,7 @@ class Places(Broker):
         state: str | None = State.WAITING,
         queued: bool = True,
         archived: bool = True,
+        free: bool = False,
         template: str = "{queue}.dead",
     ) -> None:
         self._broker = broker
@@ -63,6 +68,7 @@ class Places(Broker):
         self._state = state
         self._queued = queued
         self._archived = archived
+        self._free = free
         self._template = template
 
     # -- where --------------------------------------------------------------------------------------------------
@@ -71,7 +77,7 @@ class Places(Broker):
         """Return the task queues of the app and those that letters were archived from, with their dead letter queues."""
         known = dict(self._broker.queues())
         if self._archived:
-            rows = self._table.select(self._where, ids=self._ids, state=self._state)
+            rows = self._rows(None)
             for dead_letter_queue in sorted(set(self._table.queues(rows, "dead_letter_queue")) - set(known.values())):
                 known.setdefault(self._queue_of(dead_letter_queue), dead_letter_queue)
         return known
@@ -81,8 +87,9 @@ class Places(Broker):
         fits = dead_letter_queue.startswith(before) and dead_letter_queue.endswith(after)
         return dead_letter_queue[len(before) : len(dead_letter_queue) - len(after)] if fits else dead_letter_queue
 
-    def _rows(self, dead_letter_queue: str) -> Selection:
-        return self._table.select(self._where, ids=self._ids, state=self._state, dead_letter_queue=dead_letter_queue)
+    def _rows(self, dead_letter_queue: str | None) -> Selection:
+        rows = self._table.select(self._where, ids=self._ids, state=self._state, dead_letter_queue=dead_letter_queue)
+        return self._table.free(rows) if self._free else rows
 
     def depth(self, queue: str) -> int:
         """Return how many letters lie in both places."""
@@ -126,7 +133,7 @@ class Places(Broker):
         try:
             with self._table.atomic():
                 if not self._table.mark(pk, old=State.WAITING, new=State.REPLAYED, now=self._archive.clock.now()):
-                    return Moved(False, True)  # somebody else has replayed or discarded it
+                    return Moved(False, True, DeadLetterError(_MOVED))
                 self._broker.send(move.message, move.queue)
                 sent = True
         except Exception as exc:  # noqa: BLE001 - broker and database raise what they like; the letter is told by name

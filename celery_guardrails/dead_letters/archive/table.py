@@ -159,6 +159,9 @@ class LetterTable(Protocol):
     def only(self, rows: Selection, state: str) -> Selection:
         """Return those in one state."""
 
+    def free(self, rows: Selection) -> Selection:
+        """Return those that may be moved: all, but for letters that somebody else is about to move, such as an open canary."""
+
     def up_to(self, rows: Selection, pk: int) -> Selection:
         """Return those with this primary key or a lower one."""
 
@@ -197,10 +200,10 @@ class LetterTable(Protocol):
     # -- changing ---------------------------------------------------------------------------------------------
 
     def mark(self, pk: int, *, old: str, new: str, now: float) -> bool:
-        """Move one letter into another state; False where it is not in the old one. Its row is ours until the transaction ends."""
+        """Move one letter into another state, its row ours till the transaction ends; False where it is not in the old one, or not free."""
 
     def change(self, rows: Selection, *, old: str, new: str, now: float) -> int:
-        """Move letters into another state, and return how many were in the old one."""
+        """Move letters into another state, and return how many were in the old one, and free."""
 
     def present(self, dead_letter_queue: str, ids: Sequence[str]) -> Sequence[Row]:
         """Return those of these letters that have a row."""

@@ -6,6 +6,8 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from celery_guardrails import Guardrails
 from celery_guardrails.dead_letters.redaction import HIDDEN, redactor
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
 from celery_guardrails.policy.history import PastAttempt, PastDeath
-from tests.support.dead_letters import task_message
+from tests.support import django as dj
+from tests.support.dead_letters import Kit, task_message
 from tests.support.office import ACTIONS, LETTERS, TRAIL, Office, all_rights, asked, confirmed, hidden, migrated, text_of
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
@@ -332,3 +335,47 @@ def test_a_replay_is_committed_letter_by_letter_also_where_requests_are_atomic(t
 
     for page in ("", "5/edit/", "canary/5/"):
         assert "default" in resolve(LETTERS + page).func._non_atomic_requests
+
+
+# -- which database -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Letters in another database of the project, which ``guardrails_archive`` names."""
+    from celery_guardrails.contrib.django import pages
+    from celery_guardrails.contrib.django.archiving import run_archive
+    from celery_guardrails.contrib.django.models import ArchivedLetter
+
+    with dj.database("far", f"sqlite:///{tmp_path / 'far.sqlite3'}") as alias:
+        app = Celery("far", broker="memory://", set_as_current=False)
+        rails = Guardrails(app, store="memory://", archive=f"django://{alias}")
+        kit = Kit("celery")
+        kit.bury(task_message("shop.far", 1), message="far away", last_seen=1e9)
+        monkeypatch.setattr(pages, "celery_app", lambda: app)
+        monkeypatch.setattr(pages, "project_app", lambda: app)
+        monkeypatch.setattr(type(rails), "broker", kit.broker)
+        conf = SimpleNamespace(conf=SimpleNamespace(accept_content=["json"]))
+        run_archive(SimpleNamespace(broker=kit.broker, clock=kit.clock, app=conf, dead_letters=kit.service), using=alias)
+        yield ArchivedLetter.objects.using(alias)
+
+
+def test_it_shows_and_moves_what_is_in_the_database_that_the_archive_is_set_to(office: Office, far_letters: Any) -> None:
+    from celery_guardrails.contrib.django.models import AuditEntry, CanaryRun
+
+    office.bury(1, message="near by")
+    office.leave()
+    client = office.browser(*all_rights())
+    [row] = far_letters.all()
+    for page in (LETTERS, LETTERS + "?state__exact=waiting", f"{LETTERS}{row.pk}/change/"):
+        text = text_of(client.get(page))
+        assert "far away" in text, page
+        assert "near by" not in text, page
+    assert "Discard: are you sure?" in text_of(asked(client, "discard", [row]))
+    confirmed(client, "canary", [row])
+    run = CanaryRun.objects.using("far").get()
+    assert far_letters.get().state == "replayed"
+    assert "It is being watched" in text_of(client.get(f"{LETTERS}canary/{run.pk}/"))
+    assert office.states() == ["waiting"]
+    assert [entry.action for entry in AuditEntry.objects.using("far").order_by("pk")][-1] == "canary"
+    assert "canary 1, one letter" in text_of(client.get(TRAIL))

@@ -50,11 +50,20 @@ class Office:
         self.kit = Kit("celery", "other")
         options: dict[str, Any] = {"clock": self.kit.clock, "decoder": KombuDecoder(["json"]), "tasks": tasks_of(_shop()), "redact": redact}
         self.desk = Archive(self.kit.broker, self.kit.store, **options)
+        self._of_the_project = {name: getattr(pages, name) for name in ("working_archive", "reading_archive")}
+        self._monkeypatch = monkeypatch
         monkeypatch.setattr(pages, "working_archive", lambda: self.desk)
         monkeypatch.setattr(pages, "reading_archive", lambda: Archive(None, None, **options))
         self.letters, self.trail, self.runs = ArchivedLetter.objects, AuditEntry.objects, CanaryRun.objects
         for manager in (self.letters, self.trail, self.runs):
             manager.all().delete()
+
+    def leave(self) -> None:
+        """Let the pages show the project's own archive."""
+        from celery_guardrails.contrib.django import pages
+
+        for name, found in self._of_the_project.items():
+            self._monkeypatch.setattr(pages, name, found)
 
     def archive(self) -> None:
         """Move what lies in the dead letter queues into the archive."""

@@ -9,6 +9,7 @@ from celery_guardrails.dead_letters.archive import ArchivedGroup
 from celery_guardrails.dead_letters.decoder import Decoder, KombuDecoder
 from celery_guardrails.dead_letters.redaction import Redactor, hide_secrets
 from celery_guardrails.dead_letters.tasks import Tasks, no_tasks, tasks_of
+from celery_guardrails.errors import GuardrailsConfigError
 from celery_guardrails.ports import Broker, Clock, IdempotencyStore
 
 from .table import DjangoTable, alias_of
@@ -27,6 +28,9 @@ class Archive(common.Archive):
         redact: …
         tasks: …
         using: alias of the database; None for the one that the project's routers say.
+
+    Raises:
+        GuardrailsConfigError: there is no such database.
     """
 
     def __init__(
@@ -40,7 +44,10 @@ class Archive(common.Archive):
         tasks: Tasks = no_tasks,
         using: str | None = None,
     ) -> None:
-        self.django_table = DjangoTable(using)
+        try:
+            self.django_table = DjangoTable(using)
+        except ValueError as exc:
+            raise GuardrailsConfigError(f"guardrails_archive = 'django://{using or ''}': {exc}") from exc
         super().__init__(self.django_table, broker, store, clock=clock, decoder=decoder, redact=redact, tasks=tasks)
         self.using = self.django_table.using
 

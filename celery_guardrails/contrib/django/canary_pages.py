@@ -102,7 +102,7 @@ class CanaryPages(LetterPages):
 
 def _runs() -> Any:
     """Return the runs, where they are written: a copy of the database may be behind."""
-    return CanaryRun.objects.using(router.db_for_write(CanaryRun))
+    return CanaryRun.objects.using(pages.chosen_alias() or router.db_for_write(CanaryRun))
 
 
 def _stages(run: CanaryRun, look: Look) -> list[dict[str, Any]]:

@@ -11,9 +11,11 @@ from django.core import checks
 from django.db import connections
 from django.utils.module_loading import autodiscover_modules
 
-from celery_guardrails.errors import GuardrailsError
+from celery_guardrails.errors import GuardrailsConfigError, GuardrailsError
 from celery_guardrails.integration.app import Guardrails, ensure_guardrails
 from celery_guardrails.stores.sql import TABLE
+
+from .table import alias_of
 
 __all__ = ["check_configuration", "check_table", "made_app"]
 
@@ -38,11 +40,20 @@ def check_configuration(**_: Any) -> list[checks.CheckMessage]:
     rails = ensure_guardrails(app)
     try:
         rails.redact  # noqa: B018 - reading it reads all settings, which validates them
+        _check_archive(rails)
     except GuardrailsError as exc:
         return [
             checks.Error(str(exc), hint="Settings of the guard are CELERY_GUARDRAILS_… with the namespace CELERY.", id="guardrails.E001")
         ]
     return list(_check_atomic_tasks(rails))
+
+
+def _check_archive(rails: Guardrails) -> None:
+    alias = alias_of(rails.settings.archive)
+    if alias is not None and alias not in connections:
+        raise GuardrailsConfigError(
+            f"guardrails_archive = {rails.settings.archive!r}: no {alias!r} in DATABASES; allowed are {', '.join(map(repr, connections))}"
+        )
 
 
 def _check_atomic_tasks(rails: Guardrails) -> Iterator[checks.CheckMessage]:

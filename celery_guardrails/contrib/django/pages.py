@@ -22,8 +22,9 @@ from .apps import celery_app
 from .archive import Archive
 from .click_command import project_app
 from .models import ArchivedLetter
+from .table import alias_of
 
-__all__ = ["LABELS", "STATES", "LetterPages", "LookOnly", "reading_archive", "selection_of", "working_archive"]
+__all__ = ["LABELS", "STATES", "LetterPages", "LookOnly", "chosen_alias", "reading_archive", "selection_of", "working_archive"]
 
 _State = ArchivedLetter.State
 #: Actions on letters, each with a permission of its own, and the state that letters are in before.
@@ -37,7 +38,17 @@ def reading_archive() -> Archive:
     if app is None:
         return Archive(None, None, clock=SystemClock(), decoder=KombuDecoder(["json"]))
     decoder = KombuDecoder(app.conf.accept_content)
-    return Archive(None, None, clock=SystemClock(), decoder=decoder, redact=_redactor(app), tasks=tasks_of(app))
+    using = chosen_alias()
+    return Archive(None, None, clock=SystemClock(), decoder=decoder, redact=_redactor(app), tasks=tasks_of(app), using=using)
+
+
+def chosen_alias() -> str | None:
+    """Return the alias of the database that ``guardrails_archive`` names; None where it names none of this project."""
+    app = celery_app()
+    try:
+        return None if app is None else alias_of(ensure_guardrails(app).archive_url)
+    except GuardrailsError:  # the checks tell
+        return None
 
 
 def working_archive() -> Archive:
@@ -75,6 +86,11 @@ class LookOnly(admin.ModelAdmin):
     """Nothing is added, changed or deleted by hand."""
 
     show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Return what there is in the database that the settings name, or else the routers."""
+        alias, rows = chosen_alias(), super().get_queryset(request)
+        return rows if alias is None else rows.using(alias)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Refuse."""

@@ -35,8 +35,9 @@ def test_every_page_fits_the_window_and_runs_no_text_of_a_message(scenes: tuple[
     base, pages = scenes
     chromium = Chromium(tmp_path, width=max(width, 500))
     for name, scene in pages.items():
-        seen = chromium.said(base + url_of(scene, width=width, height=900), "width", "evil", "title")
+        seen = chromium.said(base + url_of(scene, width=width, height=900), "width", "over", "evil", "title")
         assert "Django site admin" in seen["title"], (name, seen)
         assert seen["evil"] == "undefined", name
+        assert not seen["over"], (name, seen)
         # the list of letters and the audit trail are Django's own pages
         assert int(seen["width"]) <= width or name in ("letters", "trail"), (name, seen)

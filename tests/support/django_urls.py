@@ -13,7 +13,7 @@ from django.middleware.csrf import get_token
 from django.urls import path
 from django.utils.html import format_html, format_html_join
 
-#: Shows a page in a frame of a width of its own, and says in an attribute of the body how wide its contents are.
+#: Shows a page in a frame of a width of its own, and says in attributes of the body how wide its contents are, and what sticks out.
 _WINDOW = """<!doctype html><body style="margin:0"><iframe src="{}" style="border:0;width:{}px;height:{}px"></iframe><script>
 const frame = document.querySelector("iframe");
 frame.addEventListener("load", () => {{
@@ -22,6 +22,9 @@ frame.addEventListener("load", () => {{
   document.body.dataset.height = root.scrollHeight;
   document.body.dataset.evil = String(frame.contentWindow.evil);
   document.body.dataset.title = inside.title;
+  const main = inside.querySelector(".guardrails"), edge = main ? main.getBoundingClientRect().right + 1 : Infinity;
+  const over = main ? [...main.querySelectorAll(":scope *")].filter((each) => each.getBoundingClientRect().right > edge) : [];
+  document.body.dataset.over = over.filter((each) => !each.closest(".module")).map((each) => each.tagName).join();
 }});
 </script></body>"""
 

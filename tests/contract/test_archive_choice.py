@@ -11,6 +11,9 @@ from celery import Celery
 
 from celery_guardrails import Guardrails, GuardrailsConfigError
 from celery_guardrails.dead_letters.archive import open_table
+from celery_guardrails.dead_letters.archive.rows import values_of
+from celery_guardrails.dead_letters.redaction import HIDDEN
+from tests.support.dead_letters import Kit, task_message
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
 pytest.importorskip("sqlalchemy")
@@ -76,3 +79,28 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, why
         open_table(url)
     assert "secret" not in str(caught.value)
     assert str(caught.value).startswith("guardrails_archive = ")
+
+
+def test_it_knows_the_tasks_of_the_app_and_what_may_be_shown(tmp_path: Path) -> None:
+    made = rails(archive=f"sqlalchemy+sqlite:///{tmp_path}/letters.db", redact=["pan"])
+
+    def charge(order: int, pan: str) -> None: ...
+
+    made.app.task(charge, name="shop.charge", shared=False)
+    kit = Kit("celery")
+    kit.bury(task_message("shop.charge", 7, "4111"))
+    found = made.archive
+    assert found is not None
+    [letter] = kit.service.list()
+    found.table.insert([values_of(letter, now=1.0)], again=[], state="waiting", note="", now=1.0)
+    assert found.show(letter.id).shown_payload().args == (7, HIDDEN)
+    found.table.close()
+
+
+def test_a_database_that_the_project_does_not_have_is_a_system_check(bare: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from celery_guardrails.contrib.django import checks
+
+    for alias, told in (("nowhere", ["guardrails.E001"]), (bare, [])):
+        made = rails(archive=f"django://{alias}")
+        monkeypatch.setattr(checks, "made_app", lambda made=made: made.app)
+        assert [message.id for message in checks.check_configuration()] == told

@@ -119,7 +119,7 @@ def test_a_child_stuck_in_c_is_killed_at_its_hard_limit_and_that_is_an_attempt_a
 @pytest.mark.chaos
 @pytest.mark.brokers("amqp")
 def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(app):
-    frozen = app.worker(concurrency=2)
+    frozen = app.worker(concurrency=2, options=["--prefetch-multiplier", "1"])
     first = app.send("token", "a", 1.0)
     app.ledger.wait("start", "a")
     frozen.freeze()

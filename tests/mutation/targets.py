@@ -12,6 +12,7 @@ _CLASSIFY = ("unit/test_classify.py", "unit/test_classify_")
 PYTHON: dict[str, tuple[str, ...]] = {
     "policy/lease.py": (
         "unit/test_lease",
+        "unit/test_suspicion.py",
         "test_stores.py::TestMemoryStore",
         "test_store_machine.py::TestMemoryStore",
         "unit/test_guard.py",
@@ -19,6 +20,7 @@ PYTHON: dict[str, tuple[str, ...]] = {
     ),
     "policy/verdict.py": (_WORDS, "unit/test_verdict.py", "unit/test_guard.py", "unit/test_running.py"),
     "policy/progress.py": (_WORDS, "unit/test_progress.py", "unit/test_verdict.py"),
+    "policy/suspicion.py": (_WORDS, "unit/test_suspicion.py"),
     "policy/window.py": ("unit/test_window.py", "unit/test_budget.py"),
     "policy/budget.py": ("unit/test_budget.py", "unit/test_breaker.py"),
     "policy/breaker.py": ("unit/test_breaker.py", "unit/test_resource.py"),

@@ -66,6 +66,12 @@ def test_losses_are_one_number_and_come_back_from_it(crashes: int, suspicions: i
     assert Losses.unpack(losses.pack()) == losses
 
 
+def test_the_number_is_the_one_that_stores_and_scripts_have_written() -> None:
+    assert (Losses().pack(), Losses(1, 2).pack(), Losses(1, 2, beside=True).pack()) == (0, 2001, 1002001)
+    assert Losses.unpack(1002001) == (1, 2, True)
+    assert Losses() == (0, 0, False)
+
+
 def test_counts_that_leave_the_number_no_room_stop_at_its_end() -> None:
     assert Losses.unpack(Losses(5000, 5000, beside=True).pack()) == Losses(999, 999, beside=True)
 

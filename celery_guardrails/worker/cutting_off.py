@@ -37,8 +37,9 @@ logger = get_logger(__name__)
 _FAREWELL = 5.0
 #: Seconds between two looks at tasks that must not be cut off.
 _LOOK = 0.2
-#: Seconds in which the main thread notices that it shall stop, unless it is blocked.
-_NOTICE = 4.0
+#: Seconds in which the main thread notices that it shall stop, unless it is blocked: a gevent worker drains events for two
+#: seconds, and once more when it has noticed (worker/loops.py, ``synloop``).
+_NOTICE = 8.0
 _SOLO = "celery.concurrency.solo"
 
 
@@ -80,6 +81,7 @@ class CutOff:
                 request.name,
                 request.id,
             )
+        _keep_messages()
         farewell = threading.Thread(target=self._farewell, name="guardrails-farewell", daemon=True)
         farewell.start()
         farewell.join(_FAREWELL)
@@ -101,8 +103,8 @@ class CutOff:
     def _wait_for_the_consumer(self) -> None:
         """Wait until nothing is taken from the broker any more, or what is handed back would come again.
 
-        The main thread may notice a signal late (gevent: two seconds), or never, when it waits for a place in a full pool or runs
-        a task itself: then it does not take anything either.
+        The main thread may notice a signal late, or never, when it waits for a place in a full pool or runs a task itself: then
+        it does not take anything either.
         """
         end = time.monotonic() + _NOTICE
         while state.taking and time.monotonic() < end:
@@ -129,12 +131,24 @@ def _acknowledge_the_finished() -> None:
                 callback()
 
 
+def _redis_channel() -> Any:
+    channel: Any = getattr(state.task_consumer, "channel", None)
+    return channel if hasattr(getattr(channel, "qos", None), "restore_by_tag") else None
+
+
+def _keep_messages() -> None:
+    """On Redis, keep kombu from returning messages at the exit of the interpreter: the leases are still held then."""
+    channel = _redis_channel()
+    if channel is not None:
+        channel.qos.restore_at_shutdown = False
+
+
 def _return_messages() -> None:
     """On Redis, put back what this worker holds: nobody else would before the visibility timeout."""
-    channel: Any = getattr(state.task_consumer, "channel", None)
-    qos: Any = getattr(channel, "qos", None)
-    if not hasattr(qos, "restore_by_tag"):
+    channel = _redis_channel()
+    if channel is None:
         return
+    qos = channel.qos
     with channel.conn_or_acquire() as client:
         tags = list(qos._delivered)
         with client.pipeline(transaction=False) as pipe:

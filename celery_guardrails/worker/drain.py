@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import queue
 import signal
@@ -34,6 +35,8 @@ logger = get_logger(__name__)
 
 #: Seconds that a child gets to end after a cold shutdown has told it to; a body may swallow what it was sent, or sit in C code.
 _COLD_GRACE = 5.0
+#: Seconds that children without a task get to exit when the drain time is over.
+_IDLE_GRACE = 3.0
 
 
 class Drain(bootsteps.StartStopStep):
@@ -175,10 +178,20 @@ class Drain(bootsteps.StartStopStep):
             state.killing = True
         for request in running:
             logger.warning("%s[%s] is handed back: it still runs, and the drain time is over", request.name, request.id)
-            try:
-                os.kill(request.worker_pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            _kill(request.worker_pid)
+        self._end_idle_children()
+
+    def _end_idle_children(self) -> None:
+        """End children that have nothing to do and still do not exit: billiard may wait 30 s for them (pool.py, ``Worker``)."""
+        try:
+            if self._words.get(timeout=_IDLE_GRACE) == "over":
+                return
+        except queue.Empty:
+            pass
+        busy = {request.worker_pid for request in list(worker_state.active_requests)}
+        for child in list(getattr(self._worker.pool._pool, "_pool", ())):
+            if child.pid not in busy:
+                _kill(child.pid)
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -214,3 +227,8 @@ def _concurrency(w: Any, autoscale: Any) -> int:
         return 1
     most = str(autoscale).partition(",")[0] if isinstance(autoscale, str) else autoscale[0] if autoscale else 0
     return max(int(most), int(w.concurrency or 1))
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
+import pytest
+
 from celery_guardrails.policy.lease import RecordState
 from tests.support import consistently, eventually
+from tests.support.rolling import DRAIN, assert_nothing_lost_and_nobody_charged, roll
 
 
 def starts(app):
@@ -23,22 +27,100 @@ def records(app, names):
     return {name: app.guardrails.lookup(f"effect:{name}") for name in names}
 
 
-def test_a_deploy_under_load_does_every_effect_once_and_charges_nobody(deploy):
-    app = deploy()
-    first = app.worker(concurrency=4)
-    names = [f"n{number}" for number in range(44)]
-    results = [app.send("effect", name, 2.0 if number < 4 else 0.05) for number, name in enumerate(names)]
-    app.ledger.wait("start", times=4)
-    first.terminate()
-    # the next release is up before the old one is gone, as in a rolling deploy
-    second = app.worker(concurrency=4, wait=False)
-    assert first.wait(60) == 0
-    assert [result.get(timeout=60) for result in results] == names
-    assert app.ledger.counts() == dict.fromkeys(names, 1)
-    assert app.ledger.count(event="start") == app.ledger.count(event="end") == 44, "what was begun was ended"
+LAST = r"stopped after [\d.]+ s: (\d+) finished, (\d+) checkpointed, (\d+) handed back, (\d+) abandoned"
+
+
+def last_line(worker):
+    """What the last line of its log says became of its messages."""
+    lines = [line for line in worker.log().splitlines() if line.strip()]
+    found = re.search(LAST, lines[-1])
+    assert found, lines[-1]
+    return dict(zip(("finished", "checkpointed", "handed back", "abandoned"), map(int, found.groups()), strict=True))
+
+
+def test_rolling_restarts_under_load_lose_nothing_and_charge_nobody(deploy):
+    app = deploy(guardrails_drain_seconds=DRAIN)
+    rolled = roll(app, 3, seed=7)
+    assert_nothing_lost_and_nobody_charged(app, rolled)
+
+
+def test_what_was_prefetched_goes_back_at_once_and_a_second_sigterm_ends_the_drain(deploy):
+    app = deploy(guardrails_drain_seconds=300)
+    worker = app.worker(concurrency=1)
+    app.send("effect", "long", 300.0)
+    app.ledger.wait("start")
+    for number in range(5):
+        app.send("effect", f"n{number}")
+    worker.wait_log("received", times=4)  # of four that it may hold
+    worker.terminate()
+    eventually(lambda: app.depth() == 5, 20, because="others could take what waits")
+    assert worker.alive()
+    assert app.ledger.count(event="end") == 0
+    worker.terminate()
+    assert worker.wait(30) == 0
+    assert app.depth() == 6
+    assert last_line(worker) == {"finished": 0, "checkpointed": 0, "handed back": 4, "abandoned": 0}
+    app.worker(concurrency=2)
+    app.ledger.wait("start", "long", times=2)
+    app.ledger.wait("effect", times=5)
     assert uncharged(app)
-    assert second.stop(60) == 0
-    assert app.depth() == app.dead() == 0
+
+
+def cut_off(deploy, pool, number):
+    """Tell a worker to stop whose task nothing else stops."""
+    app = deploy(guardrails_drain_seconds=1, guardrails_lease_seconds=120)
+    worker = app.worker(pool=pool, concurrency=1)
+    app.send("effect", "a", 300.0)
+    app.ledger.wait("start")
+    worker.signal(number)
+    assert worker.wait(40) == 0
+    assert last_line(worker)["abandoned"] == 1
+    assert app.depth() == 1
+    assert app.dead() == 0
+    assert list(app.guardrails.leases()) == []
+    app.worker(concurrency=1)
+    app.ledger.wait("start", times=2)
+    assert app.ledger.count(event="end") == 0
+    assert uncharged(app)
+
+
+def test_a_thread_that_cannot_be_stopped_ends_with_its_process_and_its_task_starts_elsewhere_at_once(deploy):
+    cut_off(deploy, "threads", signal.SIGTERM)
+
+
+@pytest.mark.brokers("redis")
+@pytest.mark.parametrize("pool", ["gevent", "solo"])
+def test_a_cold_shutdown_of_a_pool_in_the_main_process_loses_no_task_and_fails_none(deploy, pool):
+    cut_off(deploy, pool, signal.SIGQUIT)
+
+
+@pytest.mark.brokers("redis")
+def test_a_sigterm_that_reaches_the_children_as_well_charges_nobody(deploy):
+    app = deploy(guardrails_lease_seconds=120)
+    worker = app.worker(concurrency=2)
+    app.send("effect", "a", 300.0)
+    app.ledger.wait("start")
+    os.killpg(worker.pid, signal.SIGTERM)  # as systemd does with KillMode=control-group
+    assert worker.wait(40) == 0
+    app.worker(concurrency=1)
+    app.ledger.wait("start", times=2)
+    assert uncharged(app)
+
+
+@pytest.mark.brokers("amqp")
+def test_celerys_soft_shutdown_tells_the_tasks_before_it_waits(deploy):
+    app = deploy(worker_soft_shutdown_timeout=5.0)
+    worker = app.worker(concurrency=2, env={"REMAP_SIGTERM": "SIGQUIT"})
+    app.send("until_told", "told", 60.0)
+    app.send("effect", "deaf", 60.0)
+    app.ledger.wait("start", times=2)
+    worker.terminate()
+    app.ledger.wait("effect", "told")
+    assert worker.wait(40) == 0
+    app.worker(concurrency=2)
+    app.ledger.wait("start", "deaf", times=2)
+    assert app.ledger.counts() == {"told": 1}
+    assert uncharged(app)
 
 
 def test_sigterm_in_the_middle_of_short_tasks_ends_each_one_that_began(deploy):

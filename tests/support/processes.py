@@ -125,10 +125,19 @@ def free_port() -> int:
     opened before the server has started that is to listen here, and a server that was killed could not come back to it.
     """
     for port in random.SystemRandom().sample(range(10_240, 32_768), 1_000):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
+        if is_free(port):
             return port
     raise RuntimeError("none of a thousand TCP ports of the loopback interface is free")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on that TCP port of the loopback interface."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def listens(port: int, host: str = "127.0.0.1", timeout: float = 0.5) -> bool:

@@ -80,8 +80,10 @@ def test_in_the_threads_pool_what_overruns_is_reported_and_keeps_its_lease_until
     worker.terminate()
     worker.wait_log(r"testapp\.stubborn\w*\[.*is abandoned", times=2)
     assert worker.wait(40) == 0
+    assert list(app.guardrails.leases()) == [], "they ended with their process, and start elsewhere at once"
+    assert app.depth() == 2
     gate.touch()
-    app.worker()
+    app.worker(pool="threads", concurrency=2)
     assert [result.get(timeout=10) for result in results] == names
     assert app.ledger.counts() == dict.fromkeys([*names, "early"], 1)
     assert app.depth() == app.dead() == 0

@@ -230,3 +230,16 @@ def test_a_letter_tells_every_attempt_and_is_replayed_after_an_export_and_import
 
     assert shop.guardrails.dead_letters.replay().replayed == 1
     eventually(lambda: shop.ledger.count("order-1", event="effect") == 1, 20, because="the replay goes well")
+
+
+@pytest.mark.brokers("amqp")
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_who_looks_at_once_after_another_finds_all_letters(desk: Callable[..., Desk], kind: str) -> None:
+    here = desk(task_default_queue_type=kind)
+    for number in range(40):
+        here.bury(task_message("shop.charge", number, task_id=f"task-{number}"))
+    lines = here.export()
+    assert len(lines) == 40
+    for _ in range(8):
+        found = {json.loads(line)["id"] for line in here.export()}
+        assert found == {json.loads(line)["id"] for line in lines}

@@ -36,6 +36,8 @@ _HEARD = 500
 #: Seconds without a delivery before the queue is asked how many it has, and before one that has none is believed in.
 _PAUSE = 0.2
 _END = 1.0
+#: Seconds in which letters that are put back are waited for.
+_BACK = 1.0
 
 
 class Browse:
@@ -57,6 +59,7 @@ class Browse:
         self._consumer = ""
         self._consumers = 0
         self._window = 0
+        self._held = 0
         self._held_by_consumer = 0
         self._first_tag = 0
         self._last_tag = 0
@@ -81,6 +84,7 @@ class Browse:
                     found = self.channel.basic_get(self._queue) if by_get else self._next(waiting)
                     if found is None:
                         return
+                    self._held += by_get
                     if self._is_worn(found):
                         self._renew(found)  # it comes again at the end
                         continue
@@ -100,6 +104,7 @@ class Browse:
             while len(self._buffer) < _HEARD:
                 self._connection.drain_events(timeout=0)
         self.channel.basic_ack(tag)
+        self._held -= 1
         if tag >= self._first_tag:
             self._held_by_consumer -= 1
 
@@ -157,6 +162,7 @@ class Browse:
 
     def _delivered(self, found: Any) -> None:
         self._last_tag = found.delivery_tag
+        self._held += 1
         self._held_by_consumer += 1
         if not self._closing or self._is_worn(found):
             self._buffer.append(found)
@@ -179,7 +185,11 @@ class Browse:
         self.take(found.delivery_tag)
 
     def _give_back(self) -> None:
-        """Return what was not taken, by closing the channel: a nack would put it to the end of a quorum queue (seen on 3.10)."""
+        """Return what was not taken, by closing the channel: a nack would put it to the end of a quorum queue (seen on 3.10).
+
+        RabbitMQ says that the channel is closed before a quorum queue has what it held. Who looks next shall find it, so it is
+        waited for.
+        """
         self._closing = True
         with contextlib.suppress(Exception):
             if self._consumer:
@@ -188,9 +198,19 @@ class Browse:
                     self._renew(found)
         self._buffer.clear()
         with contextlib.suppress(Exception):
+            expected = self._count() + self._held if self._held > 0 else 0
             self.channel.close()
+            self._wait_for(expected)
         with contextlib.suppress(Exception):
             self._connection.release()
+
+
+    def _wait_for(self, expected: int) -> None:
+        """Return when the queue has so many messages ready, or after a second: others may take some meanwhile."""
+        end = time.monotonic() + _BACK
+        channel = self._connection.channel() if expected else None
+        while channel and channel.queue_declare(self._queue, passive=True).message_count < expected and time.monotonic() < end:
+            time.sleep(0.005)
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from celery import Celery, _state
 
 from ..config import PREFIX, Settings
 from ..errors import GuardrailsConfigError
-from ..events import DeadLettered, Event, Listener, Retrying
+from ..events import Event, Listener
 from ..guard import Guard
 from ..policy.alerts import Alert
-from ..policy.breaker import CircuitBreaker, Condition
-from ..policy.budget import RetryBudget, is_number
+from ..policy.breaker import CircuitBreaker
+from ..policy.budget import RetryBudget
 from ..policy.classification import Classification
 from ..policy.classify import Classifier
 from ..policy.lease import Record
@@ -32,39 +30,19 @@ from ..stores import hide_password
 from ..stores.codec import progress_of
 from .alerts.service import Alerts
 from .clock import SystemClock
-from .configuration import configured, confirm_publishes
-from .logs import log_event, logger
+from .configuration import configured, confirm_publishes, redis_of
+from .hearing import presentable, tell_all
+from .logs import log_event
 from .options import TaskOptions
 from .parts import Parts
+from .resources import Resources
+from .steps import add_steps
 
 if TYPE_CHECKING:
     from ..dead_letters.archive import Archive
     from ..dead_letters.service import DeadLetters
 
 __all__ = ["Guardrails", "classify", "ensure_guardrails"]
-
-#: By name: this room does not know the one above it, and a publisher does not load what only a worker runs.
-_WORKER_STEPS = (
-    "celery_guardrails.worker.drain:Drain",
-    "celery_guardrails.worker.giving_back:GivingBack",
-    "celery_guardrails.worker.leaks:Leaks",
-    "celery_guardrails.worker.orphans:Orphans",
-)
-_CONSUMER_STEPS = (
-    "celery_guardrails.worker.events:UnconfirmedEvents",
-    "celery_guardrails.worker.topology:DeadLetterTopology",
-    "celery_guardrails.worker.bad_messages:BadMessages",
-    "celery_guardrails.worker.renewal:Renewal",
-    "celery_guardrails.worker.overruns:OverrunWatch",
-    "celery_guardrails.worker.pausing:Pausing",
-    "celery_guardrails.worker.pruning:Pruning",
-    "celery_guardrails.worker.archiving:Archiving",
-    "celery_guardrails.worker.lost_children:LostChildren",
-    "celery_guardrails.worker.returning:Returning",
-    "celery_guardrails.worker.delayed:DelayedPump",
-    "celery_guardrails.worker.broker_letters:BrokerLetters",
-)
-_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys")
 
 
 class Guardrails:
@@ -96,7 +74,7 @@ class Guardrails:
         self.alerts = Alerts(self)
         self._pending_rules: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._opened: tuple[int, Parts] | None = None
-        self._declared: dict[str, Resource] = {}
+        self._resources = Resources(self)
         self._inherited: list[Parts] = []
         self._store_hooks: list[Callable[[IdempotencyStore], None]] = []
         self._lock = threading.Lock()
@@ -111,7 +89,7 @@ class Guardrails:
             # a task was defined first and attached the default: this one, given by hand, goes before it
             self.alerts.inherit(present.alerts)
             self._listeners.extend(listener for listener in present._listeners if listener not in self._listeners)
-            self._declared = {**present._declared, **self._declared}
+            self._resources.inherit(present._resources)
             self.fallback_store = self.fallback_store or present.fallback_store
             self.fallback_archive = self.fallback_archive or present.fallback_archive
         self._app = app
@@ -122,8 +100,7 @@ class Guardrails:
         beat.install()
         deadlines.install()
         if present is None:
-            app.steps["worker"].update(_WORKER_STEPS)
-            app.steps["consumer"].update(_CONSUMER_STEPS)
+            add_steps(app)
         install(app, lambda: self.settings)
         confirm_publishes(app)
 
@@ -153,16 +130,9 @@ class Guardrails:
     @cached_property
     def store_url(self) -> str:
         """The store's URL: the setting, or the Redis that the app uses already, or with Django's app its database."""
-        conf = self.app.conf
-        if self.settings.store:
-            return self.settings.store
-        for url in (conf.broker_url, conf.broker_write_url, conf.result_backend):
-            for candidate in [url] if isinstance(url, str) else list(url or ()):
-                first = str(candidate).split(";")[0]
-                if urlsplit(first).scheme in _REDIS_SCHEMES:
-                    return first
-        if self.fallback_store is not None:
-            return self.fallback_store
+        url = self.settings.store or redis_of(self.app) or self.fallback_store
+        if url is not None:
+            return url
         raise GuardrailsConfigError(
             "guardrails_store is not set and neither broker_url nor result_backend is a Redis to use instead: "
             "set guardrails_store, for instance to 'redis://localhost:6379/1'"
@@ -283,11 +253,7 @@ class Guardrails:
         Raises:
             GuardrailsConfigError: an option is wrong, or the name is declared already with other options.
         """
-        wanted = Resource(name, retry_budget, breaker, max_concurrency, Rate.parse(rate))
-        declared = self._declared.setdefault(name, wanted)
-        if declared != wanted:
-            raise GuardrailsConfigError(f"resource {name!r} is declared already, with other options: {declared!r}")
-        return declared
+        return self._resources.declare(Resource(name, retry_budget, breaker, max_concurrency, Rate.parse(rate)))
 
     def resources(self) -> list[ResourceView]:
         """Return the declared resources as they stand now in the fleet, by name.
@@ -296,7 +262,7 @@ class Guardrails:
             StoreUnavailable: the store did not answer.
             GuardrailsConfigError: the store keeps no resources.
         """
-        return self.resource_store.view([self._declared[name] for name in sorted(self._declared)])
+        return self._resources.views()
 
     def force(self, name: str, condition: str | None, seconds: float = 3600.0) -> None:
         """Put the breaker of a resource ``"open"`` or ``"closed"`` for so many seconds; None leaves it to itself again.
@@ -305,13 +271,7 @@ class Guardrails:
             GuardrailsConfigError: there is no such resource or condition.
             StoreUnavailable: the store did not answer.
         """
-        if name not in self._declared:
-            raise GuardrailsConfigError(f"there is no resource {name!r}; declared are {', '.join(sorted(self._declared)) or 'none'}")
-        if condition not in (None, Condition.OPEN.value, Condition.CLOSED.value):
-            raise GuardrailsConfigError(f'resource {name!r}: condition = {condition!r}: "open", "closed" or None is allowed')
-        if not (is_number(seconds) and seconds > 0):
-            raise GuardrailsConfigError(f"resource {name!r}: seconds = {seconds!r}: a number above 0 is allowed")
-        self.resource_store.force(name, None if condition is None else Condition(condition), seconds)
+        self._resources.force(name, condition, seconds)
 
     @property
     def resource_store(self) -> ResourceStore:
@@ -320,21 +280,13 @@ class Guardrails:
         Raises:
             GuardrailsConfigError: it keeps none.
         """
-        store = self.store
-        if not isinstance(store, ResourceStore):
-            raise GuardrailsConfigError(
-                f"guardrails_store = {hide_password(self.store_url)!r} keeps no resources (celery_guardrails.ports.ResourceStore): "
-                "use another store, or leave resource=… out"
-            )
-        return store
+        return self._resources.store
 
     def limits_of(self, options: TaskOptions) -> Limits:
         """Return what the policy needs to know of a task."""
         if options.resource is None:
             return options.limits(self.settings)
-        # a task that was defined after the worker had started: refused by no check, and better guarded than not
-        declared = self._declared.get(options.resource) or Resource(options.resource)
-        return options.limits(self.settings, declared)
+        return options.limits(self.settings, self._resources.named(options.resource))
 
     def check_task(self, options: TaskOptions) -> None:
         """Refuse a task that cannot run in this app; for a worker's start.
@@ -344,14 +296,7 @@ class Guardrails:
         """
         if options.atomic:
             self.transactional(options)
-        if options.resource is None:
-            return
-        if options.resource not in self._declared:
-            raise GuardrailsConfigError(
-                f"{options.task}: resource = {options.resource!r} is not declared; declared are "
-                f"{', '.join(sorted(self._declared)) or 'none'}: add guardrails.resource({options.resource!r}) beside Guardrails(app)"
-            )
-        _ = self.resource_store
+        self._resources.check(options)
 
     # -- idempotency keys -------------------------------------------------------------------------------------
 
@@ -466,22 +411,7 @@ class Guardrails:
 
     def emit(self, event: Event) -> None:
         """Tell every listener; one that fails is logged and does not disturb the task."""
-        if isinstance(event, (DeadLettered, Retrying)):
-            event = self._presentable(event)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:  # noqa: BLE001 - a user's code may raise anything
-                logger.exception("a guardrails listener failed on %r", event)
-
-    def _presentable(self, event: DeadLettered | Retrying) -> Event:
-        """Return an event whose texts are redacted; names hide arguments, and there are none in an event."""
-        wanted = self.settings.redact
-        if wanted is None or isinstance(wanted, (list, tuple)):
-            return event
-        if isinstance(event, Retrying):
-            return replace(event, error=self.redact(event.error))
-        return replace(event, certificate=event.certificate.redacted(self.redact))
+        tell_all(self._listeners, presentable(event, self))
 
 
 _attach_lock = threading.Lock()

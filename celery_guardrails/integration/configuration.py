@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 
 from ..config import PREFIX
 
-__all__ = ["configured", "confirm_publishes"]
+__all__ = ["configured", "confirm_publishes", "redis_of"]
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys")
 
 
 def configured(app: Celery) -> dict[str, Any]:
@@ -26,6 +29,17 @@ def configured(app: Celery) -> dict[str, Any]:
         except KeyError:  # another namespace's setting of that name
             continue
     return found
+
+
+def redis_of(app: Celery) -> str | None:
+    """Return the URL of the Redis that an app uses already, as its broker or its result backend; None where it uses none."""
+    conf = app.conf
+    for url in (conf.broker_url, conf.broker_write_url, conf.result_backend):
+        for candidate in [url] if isinstance(url, str) else list(url or ()):
+            first = str(candidate).split(";")[0]
+            if urlsplit(first).scheme in _REDIS_SCHEMES:
+                return first
+    return None
 
 
 def confirm_publishes(app: Celery) -> None:

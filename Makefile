@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each does its own set-up; variables go on the command line: make demo BROKER=amqp://
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-plain test lint chaos bench bench-fleet bench-storm bench-letters coverage mutants build clean
+.PHONY: help demo demo-plain test test-long lint chaos bench bench-fleet bench-storm bench-letters coverage mutants build clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -8,6 +8,10 @@ BROKER ?=
 PLAIN ?=
 PYTEST_ARGS ?=
 MUTANTS ?=
+MINUTES ?= 60
+SEED ?= 1
+STORE ?= redis
+SOAK_ARGS ?=
 # Three test processes a core: a test with a real worker mostly waits.
 JOBS ?= 6
 
@@ -28,7 +32,7 @@ demo-plain: ## The same shop on plain Celery, to see what is lost
 	@$(BOOTSTRAP) demo
 	@$(DEMO) --plain
 
-test: ## Lint, types, architecture and the tests, all but chaos (PYTEST_ARGS=…, JOBS=1)
+test: ## Lint, types, architecture and the tests, all but the long ones (PYTEST_ARGS=…, JOBS=1)
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m tests.support.provision
 	$(PYTEST) -n $(JOBS) --dist loadgroup -m 'not chaos' $(PYTEST_ARGS)
@@ -39,10 +43,15 @@ lint: ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-chaos: ## Only the tests that kill, stop and cut off real processes
+test-long: ## Only the long tests (marker chaos), which kill, stop and cut off real processes
 	@$(BOOTSTRAP) test lint
 	@$(BIN)/python -m tests.support.provision
 	$(PYTEST) -m chaos $(PYTEST_ARGS)
+
+chaos: ## The soak: an hour of random deaths under load, audited (MINUTES=5 SEED=1 BROKER=redis|amqp|both STORE=redis|sqlite|postgres)
+	@$(BOOTSTRAP) test lint
+	@$(BIN)/python -m tests.support.provision
+	$(BIN)/python -m tests.chaos.soak --minutes '$(MINUTES)' --seed '$(SEED)' --broker '$(or $(BROKER),both)' --store '$(STORE)' $(SOAK_ARGS)
 
 bench: ## The measurements behind the numbers in the documentation
 	@$(BOOTSTRAP) test lint

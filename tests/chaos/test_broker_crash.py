@@ -1,6 +1,6 @@
 """What waits in a broker, or is dead there, survives a broker that is killed.
 
-In ``make chaos`` and not in ``make test``: RabbitMQ may need three minutes (see below) to send on what fell due in mid-recovery.
+In ``make test-long`` and not in ``make test``: RabbitMQ may need three minutes (see below) to send on what fell due in mid-recovery.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real worker dies at some of the lines of the package that a task comes through; ``make chaos`` has all of them."""
+"""A real worker dies at some of the lines of the package that a task comes through; ``make test-long`` has all of them."""
 
 from __future__ import annotations
 

@@ -144,13 +144,22 @@ class Faults(threading.Thread):
         elif fault.kind == "cut":
             self._site.proxy.drop_connections()
         else:
-            victims = [worker for worker in self._fleet.workers() if worker.pid not in self._fleet.sentenced and worker.children()]
+            victims = self._victims()
             if not victims:
+                self.counts[f"{fault.kind}, nobody there"] += 1
                 return
             worker = victims[fault.pick % len(victims)]
             with contextlib.suppress(ProcessLookupError):
                 getattr(self, f"_{fault.kind}")(worker, fault)
         self.counts[fault.kind] += 1
+
+    def _victims(self) -> list[Worker]:
+        """Return the workers with children whose end is not asked for yet; after a massacre it takes seconds until there is one."""
+        for _ in range(100):
+            found = [worker for worker in self._fleet.workers() if worker.pid not in self._fleet.sentenced and worker.children()]
+            if found or self._over.wait(0.1):
+                return found
+        return []
 
     def _note(self, kind: str, *pids: int) -> None:
         self.deaths.append(Death(time.monotonic(), kind, frozenset(pids)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task as CeleryTask
 from celery import _state
 from celery.app.base import Celery
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Reject, Retry
 from celery.utils import uuid
 
 from ..errors import GuardrailsConfigError
@@ -205,6 +205,12 @@ class GuardMixin:
         try:
             answer = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)  # type: ignore[misc]
         except Retry:
+            raise
+        except Reject as rejected:
+            # Whatever the publish raises becomes a reject for good (celery/app/task.py, 5.7), as if the body had asked for one. It is
+            # a failure like any other: the broker that was away then gets the copy from the guard, or keeps the original.
+            if isinstance(rejected.reason, Exception):
+                raise rejected.reason from None
             raise
         except BaseException:
             running.gave_up = True

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import Retry
+from kombu.exceptions import OperationalError
 
 from celery_guardrails import GuardedTask, Guardrails, QueueFull, RetryableError, RetryPolicy
 from celery_guardrails.integration.running import Running, grown_history, running_now
@@ -122,3 +123,29 @@ def test_a_message_with_large_headers_of_its_own_carries_no_history() -> None:
     for message, entries in ((None, 1), (replace(raw, headers={}), 1), (raw, 0)):
         running = Running(Delivery("1", "task", "key", None, "holder", raw=message), 1, lambda: 0.0)
         assert len(grown_history(running, Busy())) == entries
+
+
+def test_a_broker_that_is_away_is_a_failure_to_try_again_and_no_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Celery makes Reject(requeue=False) of it, which would dead-letter the task although nobody asked for that: the soak found it.
+    def lost(self: Any, *args: Any, **options: Any) -> None:
+        raise OperationalError("[Errno 104] Connection reset by peer")
+
+    monkeypatch.setattr("celery.canvas.Signature.apply_async", lost)
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    rails = Guardrails(app, store="memory://")
+
+    @app.task(base=GuardedTask, bind=True, name="shop.lost", shared=False, lazy=False)
+    def task(self: Any) -> None:
+        """Never run here."""
+
+    running = Running(Delivery("1", task.name, "key", None, "holder", travel=Travel()), 1, lambda: 0.0)
+    task.push_request(id="1", retries=0, called_directly=False, is_eager=False, args=(), kwargs={}, headers={}, delivery_info={})
+    token = running_now.set(running)
+    try:
+        with pytest.raises(OperationalError) as raised:
+            task.retry(countdown=1)
+    finally:
+        running_now.reset(token)
+        task.pop_request()
+    assert not running.gave_up
+    assert rails.classify(raised.value).kind == "retryable"

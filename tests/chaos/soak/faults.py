@@ -72,13 +72,15 @@ class Fleet(threading.Thread):
             for place, worker in enumerate(self._alive):
                 if not worker.alive():
                     if worker.pid not in self.sentenced:
-                        self.unasked.append(f"{worker!r} ended with {worker.wait(1)}\n{tail(worker._log, 15)}")
+                        self.unasked.append(f"{worker!r} ended with {worker.wait(1)}\n{tail(worker._log, 60)}")
                     self._alive[place] = self._begin()
 
     def _sample(self) -> None:
         for worker in self.workers():
             with contextlib.suppress(psutil.Error):
-                self.memory[worker.name].append((time.monotonic(), float(psutil.Process(worker.pid).memory_info().rss)))
+                size = psutil.Process(worker.pid).memory_info().rss
+                if size:  # a process that has just ended has none
+                    self.memory[worker.name].append((time.monotonic(), float(size)))
 
     def workers(self) -> list[Worker]:
         """Return those that are alive."""

@@ -72,7 +72,7 @@ def _lives(pid):
 
 
 #: Attempt and crashes that each run of the body sees. A worker with others beside it leaves a suspicion, and that charges nothing.
-ONCE, AGAIN, CRASHED = [(1, 0)], [(1, 0), (1, 0)], [(1, 0), (1, 1)]
+AGAIN, CRASHED = [(1, 0), (1, 0)], [(1, 0), (1, 1)]
 DEATHS = [
     # pool       death           runs
     ("prefork", kill, AGAIN),
@@ -80,17 +80,17 @@ DEATHS = [
     ("gevent", kill, AGAIN),
     ("solo", kill, CRASHED),
     ("prefork", sigquit, AGAIN),
-    ("threads", sigquit, ONCE),  # a thread cannot be ended: it is waited for
+    ("threads", sigquit, AGAIN),  # a thread ends with its process only
     ("gevent", sigquit, AGAIN),
-    ("solo", sigquit, ONCE),
+    ("solo", sigquit, AGAIN),
     ("prefork", term_then_quit, AGAIN),
-    ("threads", term_then_quit, ONCE),
+    ("threads", term_then_quit, AGAIN),
     ("gevent", term_then_quit, AGAIN),
-    ("solo", term_then_quit, ONCE),
-    ("prefork", term_twice, ONCE),
-    ("threads", term_twice, ONCE),
-    ("gevent", term_twice, ONCE),
-    ("solo", term_twice, ONCE),
+    ("solo", term_then_quit, AGAIN),
+    ("prefork", term_twice, AGAIN),
+    ("threads", term_twice, AGAIN),
+    ("gevent", term_twice, AGAIN),
+    ("solo", term_twice, AGAIN),
 ]
 
 

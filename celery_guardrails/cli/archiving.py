@@ -9,7 +9,7 @@ import click
 from ..dead_letters.filters import Filter
 from ..dead_letters.render import letters_text, moment, printable, table
 from ..errors import GuardrailsConfigError
-from .base import Command, echo_array, echo_json, json_option, rails
+from .base import Command, ask, echo_array, echo_json, json_option, rails
 from .letter_options import NO_ARCHIVE, acting_options, dry_run_option, filter_options, ids_argument, with_archive
 
 __all__ = ["archive", "restore", "trail"]
@@ -29,7 +29,7 @@ def restore(ids: tuple[str, ...], dry_run: bool, yes: bool, by: str | None, why:
     if not (yes or dry_run or ids):
         number = service.restore(where, dry_run=True).total
         if number:
-            click.confirm(f"Restore {letters_text(number)}?", abort=True, err=True)
+            ask(f"Restore {letters_text(number)}?")
     report = service.restore(where, ids=ids, dry_run=dry_run)
     if as_json:
         echo_json({**vars(report), "missing": list(report.missing)})

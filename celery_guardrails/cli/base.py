@@ -14,7 +14,7 @@ from ..errors import GuardrailsConfigError, GuardrailsError
 if TYPE_CHECKING:
     from ..integration.app import Guardrails
 
-__all__ = ["Command", "GetApp", "echo_array", "echo_json", "json_option", "options_of", "rails"]
+__all__ = ["Command", "GetApp", "ask", "echo_array", "echo_json", "json_option", "options_of", "rails"]
 
 #: Returns the Celery app that a command works on.
 GetApp = Callable[[], Any]
@@ -55,6 +55,22 @@ def _app_of_celery() -> Any:
     if getattr(app, "guardrails", None) is None:
         app.loader.import_default_modules()  # under Django this runs django.setup(), and so our AppConfig
     return app
+
+
+def ask(question: str) -> None:
+    """Go on only where the operator says yes.
+
+    Raises:
+        click.Abort: the answer was no, or Ctrl-C.
+        click.ClickException: there is nobody to answer (cron, a pipe that is empty); it names ``--yes``.
+    """
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as exc:
+        if isinstance(exc.__context__, EOFError):
+            click.echo(err=True)
+            raise click.ClickException("nobody answered, so nothing was done; --yes does it without asking") from exc
+        raise
 
 
 def rails() -> Guardrails:

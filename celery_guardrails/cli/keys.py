@@ -9,7 +9,7 @@ import click
 from ..dead_letters.render import fields_text, lease_data, moment, printable, progress_data, record_data, shown, table
 from ..errors import GuardrailsConfigError, StoreUnavailable
 from ..policy.lease import RecordState
-from .base import Command, echo_array, echo_json, json_option, rails
+from .base import Command, ask, echo_array, echo_json, json_option, rails
 
 __all__ = ["break_lease", "forget", "leases", "lookup", "progress_of_key"]
 
@@ -55,9 +55,7 @@ def forget(key: str, yes: bool, as_json: bool) -> None:
     record = guard.lookup(key)
     if record is not None and record.state is RecordState.LEASED and not yes:
         holder = printable(record.owner or record.holder)
-        click.confirm(
-            f"{printable(key)} is running now ({holder}): forgetting it lets a second one start. Forget it?", abort=True, err=True
-        )
+        ask(f"{printable(key)} is running now ({holder}): forgetting it lets a second one start. Forget it?")
     known = guard.forget(key)
     if as_json:
         echo_json({"key": key, "forgotten": known})
@@ -118,9 +116,7 @@ def break_lease(key: str, yes: bool, as_json: bool) -> None:
     if record is not None and record.state is RecordState.LEASED and not yes:
         left = record.until - guard.store.now()
         alive = f"renewed until {left:.0f} s from now, so its worker seems alive" if left > 0 else f"over since {-left:.0f} s"
-        click.confirm(
-            f"{printable(key)} is held by {printable(record.owner or record.holder)}, {alive}. Take the lease away?", abort=True, err=True
-        )
+        ask(f"{printable(key)} is held by {printable(record.owner or record.holder)}, {alive}. Take the lease away?")
     before = guard.break_lease(key)
     if as_json:
         echo_json({"key": key, "broken": before is not None, "record": None if before is None else record_data(key, before)})

@@ -30,7 +30,7 @@ from ..dead_letters.render import (
 )
 from ..dead_letters.reports import DiscardReport, OnProgress, Progress, ReplayReport
 from ..errors import GuardrailsConfigError
-from .base import Command, echo_array, echo_json, json_option
+from .base import Command, ask, echo_array, echo_json, json_option
 from .keys import progress_of_key
 from .letter_options import acting_options, dry_run_option, filter_options, ids_argument, place_options, service_of, state_option
 from .replaying import Speed, chosen_edit, edit_options, stop_between_letters
@@ -229,7 +229,7 @@ def discard(
     if not (yes or dry_run):
         number = service.discard(where, ids=ids, dry_run=True).total
         if number:
-            click.confirm(f"Discard {letters_text(number)}{'' if soft else ' for good'}?", abort=True, err=True)
+            ask(f"Discard {letters_text(number)}{'' if soft else ' for good'}?")
     with _progress_bar("discarding", hidden=as_json or dry_run) as on_progress, stop_between_letters() as should_stop:
         report = service.discard(where, ids=ids, dry_run=dry_run, on_progress=on_progress, should_stop=should_stop)
     if as_json:

@@ -153,7 +153,8 @@ class DeadLetters:
                 if identifier in (letter.id, letter.task_id):
                     return letter
         raise DeadLetterError(
-            f"there is no dead letter {identifier!r} in {', '.join(self.queues().values())}; it may have been replayed or discarded"
+            f"there is no dead letter {identifier!r} in {', '.join(self.queues().values())}; it may have been replayed or discarded, "
+            "and identifiers and task ids are given whole"
         )
 
     # -- moving -----------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def test_show_of_what_cannot_be_decoded_shows_bytes_and_why(shop):
 def test_show_of_a_letter_that_is_not_there_says_so_in_one_line(shop):
     result = shop.letters("show", "nope", code=1)
     assert result.stdout == ""
-    assert re.fullmatch(r"Error: there is no dead letter 'nope'.*\n", result.stderr)
+    assert re.fullmatch(r"Error: there is no dead letter 'nope'.*are given whole\n", result.stderr)
 
 
 # -- replay ---------------------------------------------------------------------------------------------------------
@@ -282,6 +282,9 @@ def test_discard_asks_first(shop):
     shop.bury()
     result = shop.letters("discard", code=1, answer="n\n")
     assert "Discard 2 dead letters for good?" in result.stderr
+    assert shop.broker.depth("celery.dead") == 2
+    unheard = shop.letters("discard", code=1, answer="")
+    assert "Error: nobody answered, so nothing was done; --yes does it without asking" in unheard.stderr
     assert shop.broker.depth("celery.dead") == 2
     result = shop.letters("discard", answer="y\n")
     assert "discarded 2 of 2 dead letters" in result.stdout

@@ -363,7 +363,7 @@ def error_report(exc: BaseException, outcome: Outcome | None = None) -> ErrorRep
     cls = type(exc)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     try:
-        message = str(exc)
+        message = str(exc.reason) if isinstance(exc, Reject) else str(exc)  # a Reject's own text is a tuple with `requeue`
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
         message = f"<unprintable: {broken!r}>"
     text = "".join(traceback.format_exception(cls, exc, exc.__traceback__))

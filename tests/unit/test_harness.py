@@ -294,7 +294,7 @@ def test_self_retry_and_reject_are_what_they_are_in_a_worker(shop, harness):
     harness.drain()
     assert harness.clock.now() >= began + 45
     assert (harness.attempts(result.id), harness.runs(result.id)) == (2, 2)
-    assert [letter.reason for letter in harness.dead_letters] == ["rejected"]
+    assert [(letter.reason, letter.certificate.message) for letter in harness.dead_letters] == [("rejected", "no more")]
 
 
 def test_the_same_key_with_other_arguments_is_a_conflict(shop, harness):

@@ -285,6 +285,9 @@ class Broker(Protocol):
     def depth(self, queue: str) -> int:
         """Return the number of messages that wait in ``queue``; 0 where there is no such queue."""
 
+    def exists(self, queue: str) -> bool:
+        """Whether there is such a queue: something waits in it, or somebody has declared it."""
+
     def queues(self) -> Mapping[str, str]:
         """Return the task queues that the app knows, each with the name of its dead letter queue."""
 

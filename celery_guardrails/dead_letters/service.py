@@ -185,7 +185,7 @@ class DeadLetters:
             ids: only these, by identifier or whole task id (they must match ``where`` as well).
             dry_run: move nothing, only count.
             rate: letters a second, evenly spaced; None for as fast as it goes.
-            to_queue: put them all into this task queue.
+            to_queue: put them all into this task queue, which the app must know or somebody must have declared.
             max_replays: leave letters alone that have been replayed so often before.
             on_progress: called after each letter.
             canary: in stages, one letter, one in a hundred, all, each watched before the next, see
@@ -202,6 +202,12 @@ class DeadLetters:
             raise GuardrailsConfigError(f"--max-replays {max_replays!r}: a whole number of at least 1 is allowed")
         if to_queue is not None and (not to_queue or to_queue in self.queues().values()):
             raise GuardrailsConfigError(f"--to-queue {to_queue!r}: a task queue is allowed, not a dead letter queue")
+        if to_queue is not None and to_queue not in self.queues() and not self._broker.exists(to_queue):
+            known = ", ".join(self.queues())
+            raise GuardrailsConfigError(
+                f"--to-queue {to_queue!r}: there is no such queue, so nobody would take the letters out of it (the app has {known}); "
+                f"start a worker with -Q {to_queue} first, or name it in task_queues"
+            )
         if isinstance(canary_wait, bool) or not isinstance(canary_wait, (int, float)) or not 0 < canary_wait < float("inf"):
             raise GuardrailsConfigError(f"--canary-wait {canary_wait!r}: a number of seconds above 0 is allowed")
         pace, stop, ids = Pace(self._clock, rate), stop_when(should_stop), tuple(ids)

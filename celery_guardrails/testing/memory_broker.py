@@ -105,6 +105,11 @@ class MemoryBroker(Broker):
             self._release_due()
             return len(self._ready.get(queue, ()))
 
+    def exists(self, queue: str) -> bool:
+        """Whether the app knows it, or a message was sent to it."""
+        with self._lock:
+            return queue in self._names or queue in self._ready
+
     def queues(self) -> Mapping[str, str]:
         """Return the task queues with their dead letter queues."""
         return dict(self._names)

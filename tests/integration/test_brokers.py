@@ -690,3 +690,15 @@ def test_another_transport_is_refused_by_the_name_of_the_setting(url: str):
 def test_making_a_broker_connects_to_nothing():
     connect("redis://127.0.0.1:1/0")
     connect("amqp://127.0.0.1:1//")
+
+
+def test_a_queue_is_there_when_somebody_has_declared_it_or_something_waits_in_it(port: Any, broker: BrokerUnderTest, queue: str) -> None:
+    other = f"{queue}.other"
+    broker.used += [queue, other]
+    assert not port.exists(other)
+    with port.app.connection_for_write() as connection:
+        port.app.amqp.queues.new_missing(other).bind(connection.channel()).declare()
+    assert port.exists(other)
+    assert not port.exists(queue)
+    port.send(numbered(1), queue)
+    assert port.exists(queue)

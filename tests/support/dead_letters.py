@@ -79,6 +79,10 @@ class Kit:
         """See what the service does with the broker; tests replace it to break things."""
         self.points.append(point)
 
+    def consumed_elsewhere(self, queue: str) -> None:
+        """Let there be a queue that the app does not know."""
+        self.broker._ready.setdefault(queue, {})
+
     def bury(self, original: RawMessage | None = None, reason: str = "exhausted", queue: str = "celery", **fields: Any) -> RawMessage:
         """Put a dead letter into the dead letter queue and return the message."""
         message = original or task_message()

@@ -284,6 +284,7 @@ def test_canaries_sent_to_another_queue_are_looked_for_where_they_die() -> None:
             shop.broker.ack(number)
 
     shop.work = work  # type: ignore[method-assign]
+    shop.broker._ready["slow"] = {}
     report = shop.replay(to_queue="slow")
     assert report.canary is not None
     assert "dead again" in report.canary.why

@@ -255,6 +255,7 @@ def test_replay_takes_identifiers_a_rate_a_queue_and_a_number_of_replays(shop):
         shop.bury(replays=3)
     ids = shop.ids()[1:]
     start = shop.clock.now()
+    shop.consumed_elsewhere("slow")
     report = shop.json("replay", *ids, "--rate", "2/s", "--to-queue", "slow", "--max-replays", "4")
     assert (report["replayed"], report["destinations"]) == (3, {"slow": 3})
     assert shop.clock.now() - start == pytest.approx(1.0)

@@ -157,6 +157,9 @@ def test_each_letter_goes_back_to_its_own_queue_or_all_to_the_one_that_is_named(
     kit.bury(queue="mail")
     assert dict(kit.service.replay(Filter(queue="mail")).destinations) == {"mail": 1}
     kit.bury(queue="mail")
+    with pytest.raises(GuardrailsConfigError, match="--to-queue 'slow': there is no such queue.*the app has celery.*worker with -Q slow"):
+        kit.service.replay(to_queue="slow", dry_run=True)
+    kit.consumed_elsewhere("slow")
     assert dict(kit.service.replay(to_queue="slow").destinations) == {"slow": 2}
     assert (kit.broker.depth("celery"), kit.broker.depth("mail"), kit.broker.depth("slow")) == (0, 1, 2)
 

@@ -96,6 +96,10 @@ class Places(Broker):
         found = self._broker.depth(queue) if self._queued else 0
         return found + (self._table.count(self._rows(queue)) if self._archived else 0)
 
+    def exists(self, queue: str) -> bool:
+        """See the port."""
+        return self._broker.exists(queue)
+
     def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the letters of the archive, the ones archived first first, and then the broker's."""
         if self._archived:

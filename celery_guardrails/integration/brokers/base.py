@@ -145,6 +145,10 @@ class KombuBroker(ABC, Generic[SessionT]):
         """Return the number of messages that wait in ``queue``; 0 where there is no such queue."""
 
     @abstractmethod
+    def exists(self, queue: str) -> bool:
+        """Whether there is such a queue: something waits in it, or somebody has declared it."""
+
+    @abstractmethod
     def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the messages of a queue in order; those not taken when the iterator is closed stay where they were."""
 

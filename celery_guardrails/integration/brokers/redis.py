@@ -267,6 +267,18 @@ class RedisBroker(KombuBroker[_Session]):
         """Return the number of messages in ``queue``, all priorities; 0 where there is no such queue."""
         return self._run(f"depth of queue {queue!r}", lambda link: sum(_lengths(link, link.list_keys(queue))))
 
+    def exists(self, queue: str) -> bool:
+        """Whether something waits in ``queue``, or somebody has declared it, as every worker does that consumes it.
+
+        An empty queue is nothing on Redis; what is left of it is kombu's table of the exchange that has its name.
+        """
+
+        def look(link: _Link) -> bool:
+            binding = link.key(link.channel.keyprefix_queue % queue)
+            return bool(link.client.exists(binding, *link.list_keys(queue)))
+
+        return self._run(f"look for queue {queue!r}", look)
+
     def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the messages that are in the queue at the start, by priority, then oldest first; none is removed by it.
 

@@ -9,6 +9,7 @@ from celery.exceptions import OperationalError
 
 from celery_guardrails.policy.lease import RecordState
 from tests.support import BrokerUnderTest, consistently, eventually
+from tests.support.pools import ANY
 
 #: The outage itself, not a wait for something.
 SECONDS = 5.0
@@ -28,10 +29,11 @@ def outage(begin, end, meanwhile):
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
-def test_a_store_that_is_away_under_load_loses_and_repeats_no_effect(deploy, private_redis, how):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_store_that_is_away_under_load_loses_and_repeats_no_effect(deploy, private_redis, how, pool):
     store = private_redis(persistent=True)
     app = deploy(store_url=store.url(1), guardrails_store_failure="defer", worker_prefetch_multiplier=1)
-    worker = app.worker(concurrency=2)
+    worker = app.worker(pool=pool, concurrency=2)
     before, during = names("before", 30), names("during", 10)
     results = [app.send("effect", name, 0.1) for name in before]
     app.ledger.wait("effect", times=4)
@@ -50,10 +52,11 @@ def test_a_store_that_is_away_under_load_loses_and_repeats_no_effect(deploy, pri
         assert app.guardrails.lookup(f"effect:{name}").state is RecordState.COMPLETED
 
 
-def test_a_task_that_ends_while_the_store_is_away_waits_for_it_to_record_its_completion(deploy, private_redis):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_task_that_ends_while_the_store_is_away_waits_for_it_to_record_its_completion(deploy, private_redis, pool):
     store = private_redis(persistent=True)
     app = deploy(store_url=store.url(1))
-    app.worker(concurrency=1)
+    app.worker(pool=pool, concurrency=1)
     result = app.send("effect", "a", 1.0)
     app.ledger.wait("start", "a")
     store.kill()
@@ -102,7 +105,8 @@ def test_with_store_failure_open_tasks_run_unguarded_while_the_store_is_away(dep
     assert worker.alive()
 
 
-def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(request, broker, deploy):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(request, broker, deploy, pool):
     if broker.kind == "redis":
         server = request.getfixturevalue("private_redis")(persistent=True)
         on = BrokerUnderTest("redis", server.url(1), server)
@@ -112,7 +116,7 @@ def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(reque
         on = BrokerUnderTest("amqp", server.url(), server)
         redis = {}
     app = deploy(on=on, broker_transport_options=redis)
-    worker = app.worker(concurrency=2)
+    worker = app.worker(pool=pool, concurrency=2)
     wanted = names("n", 40)
     for name in wanted:
         app.send("effect", name, 0.2)
@@ -134,4 +138,23 @@ def test_a_broker_that_is_restarted_under_load_loses_and_repeats_no_effect(reque
     eventually(lambda: app.send("effect", "after").get(timeout=20) == "after", 30, ignoring=(OperationalError,))
     assert {run.fields["attempt"] for run in app.ledger.entries(event="start")} == {1}
     assert app.dead() == 0
+    assert worker.alive()
+
+
+@pytest.mark.chaos
+def test_a_store_that_has_lost_its_memory_lets_what_runs_end_once_and_does_again_what_comes_again(deploy, private_redis):
+    store = private_redis()
+    app = deploy(store_url=store.url(1), guardrails_lease_seconds=3)
+    worker = app.worker(concurrency=2)
+    assert app.send("effect", "done").get(timeout=30) == "done"
+    running = app.send("effect", "running", 8.0)
+    app.ledger.wait("start", "running")
+    store.restart()
+    assert app.guardrails.lookup("effect:done") is None, "it did forget"
+    assert running.get(timeout=60) == "running"
+    assert app.ledger.counts("start") == app.ledger.counts() == {"done": 1, "running": 1}
+    eventually(lambda: app.depth() == 0, 30)
+    assert app.dead() == 0
+    assert app.send("effect", "done").get(timeout=30) == "done"
+    assert app.ledger.count("done") == 2, "what had completed is done again when it is published again"
     assert worker.alive()

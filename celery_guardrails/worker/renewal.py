@@ -31,6 +31,8 @@ class Renewal(bootsteps.StartStopStep):
         super().__init__(c, **kwargs)
         self._rails = ensure_guardrails(c.app)
         self._background = Background("guardrails-renewal", self._round)
+        # A thread of its own: a broker that carries nothing and says nothing must not hold up the leases, which are in the store.
+        self._visibility = Background("guardrails-visibility", self._extend_visibility)
         self._qos: Any = None
 
     def start(self, c: Any) -> None:
@@ -38,6 +40,8 @@ class Renewal(bootsteps.StartStopStep):
         state.consumer, state.taking = c, True
         self._give_back(getattr(c.task_consumer.channel, "qos", None))
         self._background.start()
+        if hasattr(self._rails.broker, "touch"):
+            self._visibility.start()
 
     def _give_back(self, qos: Any) -> None:
         """On Redis, put back what the connection held that broke.
@@ -57,23 +61,21 @@ class Renewal(bootsteps.StartStopStep):
         state.taking = False
 
     def shutdown(self, c: Any) -> None:
-        """End the thread: the pool is gone."""
+        """End the threads: the pool is gone."""
         self._background.stop()
+        self._visibility.stop()
 
     def _round(self) -> float:
         lease = self._rails.settings.lease_seconds
         self._prune()
         guard = self._rails.main_guard
-        try:
-            leases = [(r.delivery.key, holder) for holder, r in list(state.live.items())]
-            for (_, holder), held in zip(leases, guard.store.renew(self._with_quarantine(leases), lease), strict=False):
-                if not held:  # overtaken, or it has not begun or has ended meanwhile: the child finds out which
-                    overtaken.mark(holder)
-            self._hold_slots(lease)
-            guard.skew = guard.store.now() - guard.clock.now()
-        finally:
-            visibility = self._extend_visibility()
-        return min(lease, visibility) / 3
+        leases = [(r.delivery.key, holder) for holder, r in list(state.live.items())]
+        for (_, holder), held in zip(leases, guard.store.renew(self._with_quarantine(leases), lease), strict=False):
+            if not held:  # overtaken, or it has not begun or has ended meanwhile: the child finds out which
+                overtaken.mark(holder)
+        self._hold_slots(lease)
+        guard.skew = guard.store.now() - guard.clock.now()
+        return lease / 3
 
     def _with_quarantine(self, leases: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Add the lease of the quarantine, if one of these holders is in there; last, so that nobody is told of its loss."""
@@ -92,16 +94,17 @@ class Renewal(bootsteps.StartStopStep):
                 state.live.pop(holder, None)
 
     def _extend_visibility(self) -> float:
-        """Tell kombu's Redis transport that this worker still holds its messages; returns the visibility timeout."""
+        """Tell kombu's Redis transport that this worker still holds its messages; returns the seconds until it is due again."""
+        often = self._rails.settings.lease_seconds / 3
         consumer = state.task_consumer
         touch = getattr(self._rails.broker, "touch", None)
         channel = getattr(consumer, "channel", None)
         delivered = getattr(getattr(channel, "qos", None), "_delivered", None)
         if touch is None or channel is None or delivered is None:
-            return float("inf")
+            return often
         touch(list(delivered))
         if getattr(state.consumer, "hub", None) is None:
             # Without an event loop (gevent, eventlet) kombu sweeps when a poll finds nothing to read, and an idle worker always
             # finds the end of its waiting (redis.py, ``MultiChannelPoller.get``): what dead workers held would never come back.
             channel.qos.restore_visible(num=channel.unacked_restore_limit, interval=1)
-        return float(getattr(channel, "visibility_timeout", None) or 3600)
+        return min(often, float(getattr(channel, "visibility_timeout", None) or 3600) / 3)

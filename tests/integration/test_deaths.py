@@ -11,6 +11,7 @@ from celery.exceptions import TimeLimitExceeded
 
 from celery_guardrails.errors import PoisonTask
 from tests.support import eventually
+from tests.support.pools import ANY
 
 LEASE = 3.0
 #: Seconds. On Redis what a dead worker held comes back after the visibility timeout and the next sweep.
@@ -116,18 +117,38 @@ def test_a_child_stuck_in_c_is_killed_at_its_hard_limit_and_that_is_an_attempt_a
     assert worker.alive()
 
 
+@pytest.mark.chaos
+def test_a_hard_time_limit_on_gevent_is_a_failed_attempt_and_its_neighbours_go_on(app):
+    worker = app.worker(pool="gevent", concurrency=4)
+    neighbour = app.send("effect", "neighbour", 8.0)
+    app.ledger.wait("start", "neighbour")
+    result = app.task("effect").apply_async(("a", 60.0), time_limit=1)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=60)
+    (letter,) = eventually(app.letters, 30)
+    found = letter.headers["guardrails"]
+    assert (found["reason"], found["attempts"], found["crashes"]) == ("exhausted", 3, 0)
+    assert app.ledger.count("a", "start") == 3
+    assert app.ledger.count("a") == 0
+    assert neighbour.get(timeout=60) == "neighbour"
+    assert app.ledger.count("neighbour", "start") == 1
+    assert [held.key for held in app.guardrails.leases()] == []
+    assert worker.alive()
+
+
 # -- a host that is frozen, and a network that says nothing -----------------------------------------------------------
 
 
 @pytest.mark.chaos
 @pytest.mark.brokers("amqp")
-def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(app):
-    frozen = app.worker(concurrency=2, options=["--prefetch-multiplier", "1"])
+@pytest.mark.parametrize("pool", ANY)
+def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(app, pool):
+    frozen = app.worker(pool=pool, concurrency=2, options=["--prefetch-multiplier", "1"])
     first = app.send("token", "a", 1.0)
     app.ledger.wait("start", "a")
     frozen.freeze()
     try:
-        app.worker(concurrency=2)
+        app.worker(pool=pool, concurrency=2)
         # until its heartbeats are missed RabbitMQ leaves the frozen one what it holds, and gives it its share of what comes
         others = [app.send("token", "a", 1.0) for _ in range(4)]
         (_, again) = app.ledger.wait("start", "a", times=2, timeout=40)
@@ -138,7 +159,7 @@ def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(ap
         frozen.thaw()
     frozen.wait_log("lost the lease", timeout=30)
     assert app.guardrails.lookup("effect:a") == record
-    assert (again.fields["attempt"], again.fields["crashes"]) == (1, 0)
+    assert (again.fields["attempt"], again.fields["crashes"]) == (1, 1 if pool == "solo" else 0)
     eventually(lambda: app.depth() == 0, 30)
     assert {result.get(timeout=60) for result in others} == {again.run}
     assert app.app.AsyncResult(first.id).state != "FAILURE"
@@ -146,16 +167,17 @@ def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(ap
 
 
 @pytest.mark.chaos
-def test_a_connection_that_carries_nothing_and_says_nothing_does_not_make_a_task_run_twice(deploy, broker, proxy):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_connection_that_carries_nothing_and_says_nothing_does_not_make_a_task_run_twice(deploy, broker, proxy, pool):
     parts = urlsplit(broker.url)
     between = proxy(parts.port)
     redis = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=redis, guardrails_lease_seconds=LEASE, broker_heartbeat=2)
-    cut_off = app.worker(env={"TESTAPP_BROKER_URL": broker.url.replace(f":{parts.port}/", f":{between.port}/")})
+    cut_off = app.worker(pool=pool, env={"TESTAPP_BROKER_URL": broker.url.replace(f":{parts.port}/", f":{between.port}/")})
     result = app.send("token", "a", 8.0)
     (start,) = app.ledger.wait("start", "a")
     between.stall()
-    app.worker()
+    app.worker(pool=pool)
     app.ledger.wait("end", "a", timeout=40)
     assert result.get(timeout=60) == start.run
     between.mend()

@@ -88,6 +88,12 @@ def test_a_thread_that_cannot_be_stopped_ends_with_its_process_and_its_task_star
     cut_off(deploy, "threads", signal.SIGTERM)
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("pool", ["gevent", "solo"])
+def test_what_a_pool_in_the_main_process_still_runs_when_the_drain_time_is_over_starts_elsewhere_at_once(deploy, pool):
+    cut_off(deploy, pool, signal.SIGTERM)
+
+
 @pytest.mark.brokers("redis")
 @pytest.mark.parametrize("pool", ["gevent", "solo"])
 def test_a_cold_shutdown_of_a_pool_in_the_main_process_loses_no_task_and_fails_none(deploy, pool):

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support import consistently, eventually
+from tests.support.pools import ANY
 
 #: Seconds; the tasks run nearly three times as long.
 VISIBILITY = 2
@@ -22,7 +23,7 @@ def receipts(workers, result):
 
 
 def worker_of(workers, pid):
-    return next(worker for worker in workers if pid in worker.children())
+    return next(worker for worker in workers if pid in (worker.pid, *worker.children()))
 
 
 def accepted_by_fence(app, name):
@@ -69,9 +70,10 @@ def test_a_message_that_redis_delivers_again_and_again_has_one_execution_and_one
 
 
 @pytest.mark.brokers("redis")
-def test_a_worker_paused_beyond_the_visibility_timeout_but_not_its_lease_keeps_its_task(deploy):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_worker_paused_beyond_the_visibility_timeout_but_not_its_lease_keeps_its_task(deploy, pool):
     app = deploy(broker_transport_options=REDIS, guardrails_lease_seconds=20)
-    workers = app.start_workers(2, concurrency=1)
+    workers = app.start_workers(2, pool=pool, concurrency=1)
     result = app.send("token", "a", 2.0)
     (start,) = app.ledger.wait("start", "a")
     frozen = worker_of(workers, start.pid)
@@ -85,9 +87,10 @@ def test_a_worker_paused_beyond_the_visibility_timeout_but_not_its_lease_keeps_i
 
 
 @pytest.mark.brokers("redis")
-def test_a_worker_paused_beyond_its_lease_finds_its_task_taken_over_and_cannot_undo_that(deploy):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_worker_paused_beyond_its_lease_finds_its_task_taken_over_and_cannot_undo_that(deploy, pool):
     app = deploy(broker_transport_options=REDIS, guardrails_lease_seconds=VISIBILITY)
-    workers = app.start_workers(2, concurrency=1)
+    workers = app.start_workers(2, pool=pool, concurrency=1)
     result = app.send("token", "a", 1.0)
     (first,) = app.ledger.wait("start", "a")
     frozen = worker_of(workers, first.pid)
@@ -117,31 +120,34 @@ def between(broker, proxy):
 
 
 @pytest.fixture
-def cut_off(deploy, broker, between):
+def cut_off(deploy, broker, between, pool):
     """An app whose workers reach the broker through the proxy only."""
     parts = urlsplit(broker.url)
     through = broker.url.replace(f":{parts.port}/", f":{between.port}/")
     options = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=options, guardrails_lease_seconds=4)
-    app.start_workers(2, env={"TESTAPP_BROKER_URL": through})
+    app.start_workers(2, pool=pool, env={"TESTAPP_BROKER_URL": through})
     return app
 
 
-def test_a_connection_cut_in_mid_task_does_not_make_it_run_twice(cut_off, between, workers):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_connection_cut_in_mid_task_does_not_make_it_run_twice(cut_off, between, workers, pool):
     app = cut_off
     results = {name: app.send("token", name, LONG) for name in ("a", "b")}
     for name in results:
         app.ledger.wait("start", name)
     between.drop_connections()
     values = {name: result.get(timeout=60) for name, result in results.items()}
-    assert all(receipts(workers.all, result) > 1 for result in results.values()), "the broker did deliver it again"
+    if pool != "solo":  # there nobody looks at the connection before the body has ended, and then Redis takes the ack over a new one
+        assert all(receipts(workers.all, result) > 1 for result in results.values()), "the broker did deliver it again"
     assert values == {effect.key: effect.run for effect in app.ledger.entries(event="effect")}
     assert app.ledger.counts("start") == app.ledger.counts() == {"a": 1, "b": 1}
     eventually(lambda: app.depth() == 0)
     assert app.send("effect", "after").get(timeout=30) == "after", "the workers go on"
 
 
-def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_off, between, workers):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_off, between, workers, pool):
     app = cut_off
     result = app.send("token", "a", LONG)
     app.ledger.wait("start", "a")
@@ -149,7 +155,8 @@ def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_of
     app.ledger.wait("end", "a")  # the task ends, and is completed in the store, while nobody can acknowledge it
     eventually(lambda: app.guardrails.lookup("effect:a").result)
     between.mend()
-    eventually(lambda: receipts(workers.all, result) > 1, 40, because="the broker did deliver it again")
+    if pool != "solo":
+        eventually(lambda: receipts(workers.all, result) > 1, 40, because="the broker did deliver it again")
     (effect,) = app.ledger.entries(event="effect", key="a")
     assert result.get(timeout=40) == effect.run
     eventually(lambda: app.depth() == 0)
@@ -158,12 +165,14 @@ def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_of
 
 
 @pytest.mark.brokers("amqp")
-def test_a_connection_that_rabbitmq_closes_in_mid_task_does_not_make_it_run_twice(deploy, broker, workers):
+@pytest.mark.parametrize("pool", ANY)
+def test_a_connection_that_rabbitmq_closes_in_mid_task_does_not_make_it_run_twice(deploy, broker, workers, pool):
     if broker.server is None:
         pytest.skip("only our own node closes connections when told to")
     app = deploy(guardrails_lease_seconds=4)
-    app.start_workers(2)
-    result = app.send("token", "a", LONG)
+    app.start_workers(2, pool=pool)
+    # rabbitmqctl takes a second, on a busy machine ten
+    result = app.send("token", "a", LONG if pool == "prefork" else 15.0)
     app.ledger.wait("start", "a")
     broker.server.ctl("close_all_connections", "--vhost", broker.vhost, "test")
     value = result.get(timeout=60)

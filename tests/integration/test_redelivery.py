@@ -147,8 +147,11 @@ def test_a_connection_cut_in_mid_task_does_not_make_it_run_twice(cut_off, betwee
 
 
 @pytest.mark.parametrize("pool", ANY)
-def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_off, between, workers, pool):
+def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(request, cut_off, between, workers, pool):
     app = cut_off
+    if (pool, app.broker.kind) == ("threads", "amqp"):
+        why = "now and then a worker that is connected again waits without end for the answer to basic.qos (docs/deaths.md)"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
     result = app.send("token", "a", LONG)
     app.ledger.wait("start", "a")
     between.cut()

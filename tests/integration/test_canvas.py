@@ -203,8 +203,12 @@ def publish(app, which):
 
 def outcome(result):
     """The value of a result, or its error, without what differs between two runs."""
+    if isinstance(result, Exception):
+        return told(result)
+    # asked, not waited for: what get() subscribes to may have been told a moment before, also in plain Celery
+    eventually(result.ready, 60, every=0.1, because=lambda: f"{result!r} is ready, it is {getattr(result, 'state', '')}")
     # not propagated: get() would raise the error of a parent instead, where it comes to see that first
-    return told(result if isinstance(result, Exception) else result.get(timeout=60, propagate=False))
+    return told(result.get(timeout=10, propagate=False))
 
 
 def told(value):

@@ -52,7 +52,7 @@ def test_a_canary_stops_at_a_bug_that_is_still_there_and_goes_on_where_it_is_men
     assert [(stage.name, stage.replayed, stage.failed) for stage in stopped.canary.stages] == [("one letter", 1, 1)]
     assert "dead again" in stopped.canary.why
     assert (stopped.canary.left, stopped.replayed, stopped.clean) == (5, 1, False)
-    assert ledger.count(event="start", key="broken-1") == 1
+    assert sum(ledger.count(event="start", key=f"broken-{number}") for number in range(6)) == 7, "one of them again"
     assert shop.dead() == 12
 
     through = service.replay(Filter(error="AttributeError"), canary=True, canary_wait=20.0)

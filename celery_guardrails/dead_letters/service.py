@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from ..config import Settings
 from ..errors import DeadLetterError, GuardrailsConfigError
 from ..policy.lease import Record
 from ..ports import Broker, Clock, IdempotencyStore, QueuedLetter
+from .browsing import closed_after
 from .canary import Canary
 from .decoder import Decoder, KombuDecoder
 from .edit import Edit, Editor
@@ -314,7 +315,7 @@ class DeadLetters:
         self, queue: str, dead_letter_queue: str, bound: int | None, *, ahead: bool = True
     ) -> Generator[tuple[QueuedLetter, DeadLetter], None, None]:
         names = Names()
-        with _closed_after(self._broker.browse(dead_letter_queue, ahead=ahead)) as found:
+        with closed_after(self._broker.browse(dead_letter_queue, ahead=ahead)) as found:
             for queued in islice(found, bound):
                 letter = read_letter(
                     queued.message,
@@ -351,14 +352,3 @@ class _Watch:
 
     def lookup(self, key: str) -> Record | None:
         return None if self._service._store is None else self._service._store.lookup(key)
-
-
-@contextmanager
-def _closed_after(found: Iterator[QueuedLetter]) -> Generator[Iterator[QueuedLetter], None, None]:
-    """Close the broker's iterator at the end, which puts back what was not taken."""
-    try:
-        yield found
-    finally:
-        close = getattr(found, "close", None)
-        if close is not None:
-            close()

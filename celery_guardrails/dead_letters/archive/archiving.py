@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from ...errors import DeadLetterError, GuardrailsConfigError
 from ...ports import Broker, Clock, QueuedLetter
+from ..browsing import closed_after
 from ..decoder import Decoder, KombuDecoder
 from ..filters import Filter
 from ..halt import Halt
@@ -20,7 +20,7 @@ from .rows import values_of
 from .table import Action, LetterTable, Row, State
 from .trail import audited
 
-__all__ = ["ELSEWHERE", "ArchiveReport", "Archiver", "Limits", "closed_after", "purge", "run_archive"]
+__all__ = ["ELSEWHERE", "ArchiveReport", "Archiver", "Limits", "purge", "run_archive"]
 
 #: The letter keeps its row all the same, and waits there: Redis says the same of one that was taken while its answer was lost.
 ELSEWHERE = "somebody else took it out of the dead letter queue while it was being archived: it may have been replayed"
@@ -332,14 +332,3 @@ def purge(table: LetterTable, limits: Limits, *, now: float, dry_run: bool = Fal
     if before is None and limits.keep_count is None:
         return 0
     return table.purge(before=before, keep=limits.keep_count, waiting=limits.purge_waiting, dry_run=dry_run)
-
-
-@contextlib.contextmanager
-def closed_after(found: Iterator[QueuedLetter]) -> Iterator[Iterator[QueuedLetter]]:
-    """Close the broker's iterator at the end, which puts back what was not taken."""
-    try:
-        yield found
-    finally:
-        close = getattr(found, "close", None)
-        if close is not None:
-            close()

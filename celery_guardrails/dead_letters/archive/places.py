@@ -9,10 +9,10 @@ from ...errors import DeadLetterError
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import RawMessage
 from ...ports import Broker, Move, Moved, QueuedLetter
+from ..browsing import closed_after
 from ..filters import Filter
 from ..letter import read_letter
 from .archive import Archive
-from .archiving import closed_after
 from .rows import message_of
 from .table import Selection, State
 

@@ -194,7 +194,7 @@ class Browse:
         with contextlib.suppress(Exception):
             if self._consumer:
                 self.channel.basic_cancel(self._consumer)  # or py-amqp warns of each letter that comes in while the channel closes
-                for found in filter(self._is_worn, self._buffer):  # what was sent and not looked at is returned as well
+                for found in filter(self._is_worn, list(self._buffer)):  # what was sent and not looked at is returned as well
                     self._renew(found)
         self._buffer.clear()
         with contextlib.suppress(Exception):
@@ -203,7 +203,6 @@ class Browse:
             self._wait_for(expected)
         with contextlib.suppress(Exception):
             self._connection.release()
-
 
     def _wait_for(self, expected: int) -> None:
         """Return when the queue has so many messages ready, or after a second: others may take some meanwhile."""

@@ -1,0 +1,21 @@
+"""How a look through a broker's queue ends."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+from ..ports import QueuedLetter
+
+__all__ = ["closed_after"]
+
+
+@contextmanager
+def closed_after(found: Iterator[QueuedLetter]) -> Generator[Iterator[QueuedLetter], None, None]:
+    """Close the broker's iterator at the end, which puts back what was not taken."""
+    try:
+        yield found
+    finally:
+        close = getattr(found, "close", None)
+        if close is not None:
+            close()

@@ -15,6 +15,7 @@ from .policy.lease import Claim, Record, RecordState
 from .policy.occupancy import is_first
 from .policy.progress import PROGRESS, Progress
 from .policy.resource import Ask, Tell
+from .policy.suspicion import CROWDED
 from .policy.verdict import DeadLetterNow, HandBack, Limits, Outcome, RetryIn, attempt_number, effect_of
 from .ports import Broker, Clock, IdempotencyStore, ResultCodec
 
@@ -158,6 +159,7 @@ class Carrier:
         travel = delivery.travelled(self.clock.now()).evolve(
             attempts=verdict.attempts,
             deferrals=0,
+            vain=0,
             waited=verdict.delay,
             throttled=verdict.throttled,
             history=remembered(delivery.travel.history, past_attempt(report, attempt=verdict.attempts, now=self.now())),
@@ -177,10 +179,20 @@ class Carrier:
         )
 
     def _hand_back(self, delivery: Delivery, verdict: HandBack, deferrals: int) -> None:
-        travel = delivery.travelled(self.clock.now()).evolve(deferrals=deferrals)
+        vain = delivery.travel.vain + (verdict.why == CROWDED)
+        travel = delivery.travelled(self.clock.now()).evolve(deferrals=deferrals, vain=vain)
         message = delivery.again(travel)
         self._publish(lambda: self.broker.delay(message, delivery.queue, verdict.delay))
         self.emit(events.HandedBack(delivery.task_name, delivery.task_id, delivery.key, verdict.delay, verdict.why))
+
+    def echo(self, delivery: Delivery, seconds: float) -> None:
+        """Have the message of a key that has completed come once more, ``seconds`` from now: what follows it may not have begun.
+
+        Raises:
+            PublishFailed: the message must stay in its queue.
+        """
+        message = delivery.again(delivery.travelled(self.clock.now()).evolve(echo=True))
+        self._publish(lambda: self.broker.delay(message, delivery.queue, seconds))
 
     def _bury(self, delivery: Delivery, verdict: DeadLetterNow, report: ErrorReport) -> None:
         if delivery.raw is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from .errors import GuardrailsConfigError
 from .policy.classification import PERMANENT, RETRYABLE
 
-__all__ = ["PREFIX", "Settings"]
+__all__ = ["PREFIX", "Settings", "address_of"]
 
 PREFIX = "guardrails_"
 
@@ -35,7 +36,7 @@ class Settings:
         default_kind: of errors that no rule knows.
         delay_queue_type: ``"quorum"`` or ``"classic"``: RabbitMQ queues that hold waiting retries.
         broker_letters_seconds: how often workers look for dead letters that RabbitMQ itself has made, or None for never.
-        http: ``host:port`` of the worker's own HTTP server, or None.
+        http: ``host:port`` of the worker's own HTTP server (metrics, probes), or None; port 0 is any that is free.
         alert_webhook: URL that is told of dead letters, or None.
         archive: URL of the database that dead letters are archived in, or None (under Django its database).
         archive_seconds: seconds after which workers archive dead letters again, or None: they do not.
@@ -115,6 +116,17 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+#: host:port, an IPv6 address in brackets. A port alone is refused: nobody shall have to guess who may connect.
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([^\s:/@\[\]]+)):([0-9]{1,5})", re.ASCII)
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """Return host and port of a valid ``guardrails_http``."""
+    found = _ADDRESS.fullmatch(text)
+    assert found is not None
+    return found[1] or found[2], int(found[3])
+
+
 def _dotted(text: str) -> bool:
     parts = text.replace(":", ".").split(".")
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
@@ -136,7 +148,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "default_kind": (f'"{RETRYABLE}" or "{PERMANENT}"', lambda v: v in (RETRYABLE, PERMANENT)),
     "delay_queue_type": ('"quorum" or "classic"', lambda v: v in ("quorum", "classic")),
     "broker_letters_seconds": ("None or a number of seconds above 0", lambda v: v is None or _positive(v)),
-    "http": ("None or host:port", lambda v: v is None or (_text(v) and v.rpartition(":")[2].isdigit())),
+    "http": (
+        "None or host:port (127.0.0.1:9100; 0.0.0.0:9100 or [::]:9100 for all addresses of the host)",
+        lambda v: v is None or (_text(v) and _ADDRESS.fullmatch(v) is not None and address_of(v)[1] <= 65535),
+    ),
     "alert_webhook": (
         "None or a URL with https:// or http://",
         lambda v: v is None or (_text(v) and v.startswith(("https://", "http://"))),

@@ -77,7 +77,7 @@ class Execution:
         """Ask the store whether this execution still holds its lease, and extend it; call it before what cannot be undone.
 
         One round trip. It narrows the window in which a process that was frozen acts beside its successor; only a
-        downstream that compares :attr:`fence` closes it (docs/fencing.md).
+        downstream that compares :attr:`fence` closes it (docs/exactly-once.md).
 
         Raises:
             LeaseLost: another execution has taken the key over; let it through, and nothing is charged or recorded.

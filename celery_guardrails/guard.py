@@ -22,6 +22,7 @@ from .policy.resource import Ask
 from .policy.suspicion import QUARANTINE, QUARANTINED
 from .policy.verdict import (
     Complete,
+    Crowded,
     DeadLetterNow,
     Fail,
     HandBack,
@@ -55,7 +56,7 @@ class Guard(Carrier):
     """The engine: it asks for the verdict, and says in which order the steps of a :class:`.Carrier` come.
 
     Args:
-        room: where the tasks of this worker run side by side; None where one runs at a time. The others are the carrier's.
+        room: where the tasks of this worker run side by side; None outside of a worker. The others are the carrier's.
     """
 
     room: Room | None = None
@@ -76,7 +77,7 @@ class Guard(Carrier):
             # it shall not wait for what it will not do; the lease keeps a copy from being dead-lettered as well
             claim = self._claim(delivery, limits)
         verdict = self._decide(delivery, claim, NotStarted(), limits)
-        if isinstance(verdict, Run) and verdict.alone and self.room is not None:
+        if isinstance(verdict, Run) and verdict.alone and self.room is not None and self.room.shared():
             verdict, claim = self._isolate(delivery, claim, limits, verdict, self.room)
         if isinstance(verdict, Run):
             self.emit(events.Started(delivery.task_name, delivery.task_id, delivery.key, verdict.attempt, claim.fence, claim.takeover))
@@ -100,8 +101,8 @@ class Guard(Carrier):
     def _isolate(self, delivery: Delivery, claim: Claim, limits: Limits, verdict: Run, room: Room) -> tuple[Verdict, Claim]:
         """Bring a suspect into quarantine: one in the fleet at a time, and nothing beside it in this worker.
 
-        Where what runs beside it does not end, it runs all the same, and its loss will be one suspicion more; for each it waits
-        the length of a lease longer.
+        Where what runs beside it does not end it is tried elsewhere, and waits longer there; after so many tries it runs all the same,
+        and its loss will be one suspicion more.
         """
         key, holder = delivery.key, delivery.holder
         lane = self._persist(
@@ -113,8 +114,14 @@ class Guard(Carrier):
             self._release(delivery, self._told(limits, NotStarted()))
             refused = replace(claim, state=ClaimState.REFUSED, wait=_QUARANTINE_WAIT, why=QUARANTINED)
             return self._decide(delivery, refused, NotStarted(), limits), refused
-        patience = self.lease * claim.suspicions
+        patience = self.lease * (claim.suspicions + delivery.travel.vain)
         alone = room.alone(holder, patience if limits.quarantine_cap is None else min(patience, limits.quarantine_cap))
+        if not alone:
+            crowded = self._decide(delivery, claim, Crowded(), limits)
+            if isinstance(crowded, HandBack):
+                self._release(delivery, self._told(limits, NotStarted()))
+            if not isinstance(crowded, Run):
+                return crowded, claim
         self.emit(events.Quarantined(delivery.task_name, delivery.task_id, key, claim.suspicions, alone))
         if not alone:
             return verdict, claim
@@ -134,8 +141,23 @@ class Guard(Carrier):
         if self.room is not None and self.room.leave(delivery.holder):
             self._persist("release", self.patience.release, lambda: self.store.release(QUARANTINE, holder=delivery.holder, drop=True))
 
+    def expose(self, delivery: Delivery) -> None:
+        """Say of a delivery that may be running that others may run beside it from now on, so that losing it is no proof any more.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        if self.store.renew([(delivery.key, delivery.holder)], self.lease)[0]:
+            self.store.claim(
+                delivery.key, holder=delivery.holder, fingerprint=delivery.fingerprint, lease=self.lease, owner=self.node, beside=True
+            )
+
+    def _beside(self) -> bool:
+        return self.room is not None and self.room.shared()
+
     def _claim(self, delivery: Delivery, limits: Limits) -> Claim:
-        asked: dict[str, Any] = {} if self.room is None else {"beside": True}
+        beside = self._beside()
+        asked: dict[str, Any] = {"beside": True} if beside else {}
         if limits.resource is not None and not self._expired(delivery, limits):
             asked["ask"] = Ask(limits.resource, delivery.travel.throttled)
         try:
@@ -153,6 +175,8 @@ class Guard(Carrier):
             return Claim(ClaimState.UNAVAILABLE)
         if claim.now is not None:
             self.skew = claim.now - self.clock.now()
+        if claim.state is ClaimState.CLAIMED and not beside and self._beside():  # the pool has grown in this moment
+            self._persist("claim", self.patience.release, lambda: self.expose(delivery))
         return self._with_progress(claim, delivery, claim.steps) if PROGRESS in claim.steps else claim
 
     def _with_progress(self, claim: Claim, delivery: Delivery, steps: Mapping[str, StoredResult]) -> Claim:

@@ -11,16 +11,21 @@ from .policy.breaker import Condition
 from .policy.classification import Classification
 from .policy.deadletter import DeathCertificate
 from .policy.delivery import RawMessage
-from .policy.lease import Claim, Record, StoredResult
+from .policy.lease import Claim, Record, RecordState, StoredResult
 from .policy.resource import Ask, Resource, ResourceView, Tell
 
 __all__ = [
+    "Backlog",
     "Broker",
     "Classifier",
     "Clock",
+    "CountingStore",
+    "Depth",
+    "FoundMessage",
     "IdempotencyStore",
     "Move",
     "Moved",
+    "OpenBroker",
     "QueuedLetter",
     "ResourceStore",
     "ResultCodec",
@@ -131,6 +136,9 @@ class Room(Protocol):
     ``holder`` is that of a delivery. Nothing here blocks but :meth:`alone`.
     """
 
+    def shared(self) -> bool:
+        """Whether several may run at a time; once true it stays so."""
+
     def enter(self, holder: str) -> bool:
         """Come in to run; False where somebody is alone in there, or wants to be."""
 
@@ -160,6 +168,20 @@ class ResourceStore(Protocol):
 
     def force(self, name: str, condition: Condition | None, seconds: float) -> None:
         """Put a breaker open or closed for so many seconds; None leaves it to itself again."""
+
+
+@runtime_checkable
+class CountingStore(Protocol):
+    """What a store has besides that can say how many records it keeps; without it an audit does not count completions."""
+
+    def census(self) -> Iterator[Mapping[RecordState, int]]:
+        """Yield how many live records of users' keys are in each state, a small part of the store at a time; their sums are the answer.
+
+        It holds nothing up and changes nothing. What others write meanwhile may be counted or not.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
 
 
 class Transaction(Protocol):
@@ -311,3 +333,72 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close connections."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A queue from outside.
+
+    Args:
+        ready: messages that wait in it for a consumer.
+        consumers: that it has; None where the broker does not tell.
+        counted: whether to look at a message is to deliver it, and deliveries are counted (a quorum queue).
+    """
+
+    ready: int = 0
+    consumers: int | None = None
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a broker has, by its own counts; what it does not tell is None.
+
+    Args:
+        queues: the queues that were asked for.
+        delayed: messages that wait for their time, of all queues.
+        overdue: of these, whose time has come and nobody has moved them.
+        overdue_seconds: for how long the first of them.
+        held: messages that consumers have and did not acknowledge, of every app that shares the broker.
+        unrouted: messages whose time has come and whose queue is not there any more.
+    """
+
+    queues: Mapping[str, Depth]
+    delayed: int = 0
+    overdue: int | None = None
+    overdue_seconds: float = 0.0
+    held: int | None = None
+    unrouted: int = 0
+
+
+@dataclass(frozen=True)
+class FoundMessage:
+    """A message that somebody saw in the broker; it is where it was.
+
+    Args:
+        message: byte for byte.
+        queue: it waits for, or came from; "" where that cannot be told.
+        due: unix time in seconds at which its time comes; None where the broker does not tell.
+    """
+
+    message: RawMessage
+    queue: str = ""
+    due: float | None = None
+
+
+@runtime_checkable
+class OpenBroker(Protocol):
+    """What a broker has besides that can be audited. Nothing here moves a message.
+
+    Every method raises :class:`~celery_guardrails.errors.PublishFailed` or :class:`~celery_guardrails.errors.DeadLetterError`
+    where the broker does not answer.
+    """
+
+    def backlog(self, queues: Iterable[str]) -> Backlog:
+        """Return how much there is, in few round trips."""
+
+    def delayed_messages(self) -> Iterator[FoundMessage]:
+        """Yield what waits for its time, of every queue; those that are farthest from their queue first."""
+
+    def held_messages(self) -> Iterator[FoundMessage]:
+        """Yield what consumers hold, if the broker shows it; nothing where :attr:`Backlog.held` is None."""

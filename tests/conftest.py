@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
 
 from tests.support import BrokerUnderTest, Deployment, Ledger, Proxy, RabbitNode, RedisServer, Workers
+from tests.support.http import HttpServer
 from tests.support.mariadb import MariaDatabases, MariaServer, find_mariadb, mariadb_databases, mariadb_program
+from tests.support.own_server import OwnServer
 from tests.support.postgres import PostgresDatabases, PostgresServer, find_postgres, postgres_databases, postgres_programs
 from tests.support.provision import AMQP_MEND, MARIADB_MEND, POSTGRES_MEND, REDIS_MEND, foreign_amqp
 from tests.support.rabbitmq import find_scripts
@@ -32,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             kind = item.path.relative_to(HERE).parts[0]
             if kind in KINDS:
                 item.add_marker(kind)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Start what several tests share in one of xdist's processes only (its own ``loadgroup`` does nothing under pytest 9.2)."""
+    from tests.support.scheduling import OneSetOfWorkers
+
+    return OneSetOfWorkers(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,11 +122,21 @@ def amqp_url(amqp_broker: BrokerUnderTest) -> str:
     return amqp_broker.url
 
 
+def kinds_of_broker(metafunc: pytest.Metafunc) -> list[Any]:
+    """Return the parameters of a test that runs on each kind of broker."""
+    found = {name: [kind for mark in metafunc.definition.iter_markers(name) for kind in mark.args] for name in ("brokers", "long_on")}
+    return [
+        pytest.param(kind, marks=[pytest.mark.chaos] if kind in found["long_on"] else []) for kind in found["brokers"] or ["redis", "amqp"]
+    ]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for ``broker`` on each kind, or on those of ``@pytest.mark.brokers("redis")``."""
+    """Run a test that asks for ``broker`` on each kind, or on those of ``@pytest.mark.brokers("redis")``.
+
+    On those of ``@pytest.mark.long_on("amqp")`` it is one of the long tests: what they prove is proved on the other kind in each run.
+    """
     if "broker" in metafunc.fixturenames:
-        chosen = [kind for marker in metafunc.definition.iter_markers("brokers") for kind in marker.args]
-        metafunc.parametrize("broker", chosen or ["redis", "amqp"], indirect=True)
+        metafunc.parametrize("broker", kinds_of_broker(metafunc), indirect=True)
 
 
 @pytest.fixture
@@ -125,21 +146,30 @@ def broker(request: pytest.FixtureRequest) -> BrokerUnderTest:
     return chosen
 
 
+Server = TypeVar("Server", bound=OwnServer)
+
+
+def _private(make: Callable[..., Server], end: Callable[[Server], None]) -> Iterator[Callable[..., Server]]:
+    """Yield what starts servers of a kind, and end them."""
+    servers: list[Server] = []
+
+    def start(*args: Any, **options: Any) -> Server:
+        servers.append(make(*args, **options))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        end(server)
+
+
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     """Start Redis servers that the test may kill, stop, freeze and start again: ``private_redis(persistent=True)``."""
     if find_server() is None:
         missing(REDIS_MEND)
-    servers: list[RedisServer] = []
-
-    def start(**options: Any) -> RedisServer:
-        server = RedisServer(tmp_path / f"redis{len(servers)}", **options)
-        servers.append(server)
-        return server.start()
-
-    yield start
-    for server in servers:
-        server.kill()
+    numbers = count()
+    yield from _private(lambda **options: RedisServer(tmp_path / f"redis{next(numbers)}", **options), RedisServer.kill)
 
 
 @pytest.fixture
@@ -147,16 +177,7 @@ def private_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
     """Start RabbitMQ nodes that the test may kill, stop, freeze and start again; six seconds each."""
     if find_scripts() is None:
         missing(AMQP_MEND)
-    nodes: list[RabbitNode] = []
-
-    def start(**options: Any) -> RabbitNode:
-        node = RabbitNode(tmp_path_factory.mktemp("mq"), **options)
-        nodes.append(node)
-        return node.start()
-
-    yield start
-    for node in nodes:
-        node.kill()
+    yield from _private(lambda **options: RabbitNode(tmp_path_factory.mktemp("mq"), **options), RabbitNode.kill)
 
 
 @pytest.fixture(scope="session")
@@ -195,29 +216,12 @@ def mariadb_url(mariadb: MariaDatabases) -> Iterator[str]:
     mariadb.drop(url)
 
 
-Database = TypeVar("Database", PostgresServer, MariaServer)
-
-
-def _private(kind: Callable[..., Database]) -> Iterator[Callable[..., Database]]:
-    """Yield what starts servers of a kind, and close them."""
-    servers: list[Database] = []
-
-    def start(*options: str) -> Database:
-        servers.append(kind(*options))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 @pytest.fixture
 def private_postgres() -> Iterator[Callable[..., PostgresServer]]:
     """Start PostgreSQL servers that the test may kill, freeze and start again; a second each."""
     if postgres_programs() is None:
         missing(POSTGRES_MEND)
-    yield from _private(PostgresServer)
+    yield from _private(PostgresServer, PostgresServer.close)
 
 
 @pytest.fixture
@@ -225,7 +229,16 @@ def private_mariadb() -> Iterator[Callable[..., MariaServer]]:
     """Start MariaDB servers that the test may kill, freeze and start again; a second each."""
     if mariadb_program() is None:
         missing(MARIADB_MEND)
-    yield from _private(MariaServer)
+    yield from _private(MariaServer, MariaServer.close)
+
+
+@pytest.fixture
+def receiver() -> Iterator[HttpServer]:
+    """An HTTP server that answers "ok", until it is told otherwise: what alerts are sent to."""
+    server = HttpServer()
+    server.answer(200, b"ok")
+    yield server
+    server.close()
 
 
 @pytest.fixture

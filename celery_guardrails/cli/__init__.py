@@ -1,56 +1,52 @@
 """``celery -A proj guardrails …``: one click group, whose commands Django's and Flask's command lines run as well.
 
 Exit codes: 0 everything was done, 1 something failed or was not found, 2 the command line or the configuration is wrong.
+
+Celery imports this with every command of its own, and so with every worker: what the commands need is imported when one is asked for.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import click
 
-from . import archiving, keys, letter_files
-from .alerts import alert_test
-from .base import Command, GetApp
-from .classify import classify
-from .letters import dead_letters
-from .overruns import overruns
-from .reproduce import reproduce
-from .resources import resources
-
-__all__ = ["GetApp", "commands", "guardrails"]
-
-_C = TypeVar("_C", bound=click.Command)
+__all__ = ["commands", "guardrails"]
 
 
-@click.group("guardrails")
+class _Later(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        return _tree().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one of them."""
+        return _tree().get_command(ctx, cmd_name)
+
+
+@click.group("guardrails", cls=_Later)
 def guardrails(**_preload_options: Any) -> None:
-    """Dead letters, idempotency keys, resources, and what becomes of an error."""
+    """Where every task is and what is wrong; dead letters, idempotency keys, resources, and what becomes of an error."""
 
 
-for _letter_command in (archiving.archive, archiving.restore, archiving.trail, letter_files.export, letter_files.import_, reproduce):
-    dead_letters.add_command(_letter_command)
-for _command in (dead_letters, keys.lookup, keys.forget, keys.leases, keys.break_lease, overruns, resources, classify, alert_test):
-    guardrails.add_command(_command)
-
-
-def commands(get_app: GetApp, *, name: str = "guardrails") -> click.Group:
+def commands(get_app: Callable[[], Any], *, name: str = "guardrails") -> click.Group:
     """Return the whole group for another command line.
 
     Args:
         get_app: returns the Celery app, called when a command runs.
         name: of the group.
     """
-    group = _bound(guardrails, get_app)
+    from .tree import bound
+
+    group = bound(_tree(), get_app)
     group.name = name
     return group
 
 
-def _bound(command: _C, get_app: GetApp) -> _C:
-    bound = copy.copy(command)
-    if isinstance(bound, click.Group):
-        bound.commands = {name: _bound(child, get_app) for name, child in bound.commands.items()}
-    elif isinstance(bound, Command):
-        bound.get_app = get_app
-    return bound
+def _tree() -> click.Group:
+    from .tree import tree
+
+    return tree

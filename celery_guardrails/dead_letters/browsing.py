@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-
-from ..ports import QueuedLetter
+from typing import TypeVar
 
 __all__ = ["closed_after"]
 
+T = TypeVar("T")
+
 
 @contextmanager
-def closed_after(found: Iterator[QueuedLetter]) -> Generator[Iterator[QueuedLetter], None, None]:
+def closed_after(found: Iterator[T]) -> Generator[Iterator[T], None, None]:
     """Close the broker's iterator at the end, which puts back what was not taken."""
     try:
         yield found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import chain, islice
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..policy.delivery import DEAD_LETTER_HEADER, TRAVEL_HEADER
 from ..policy.lease import Record
+from ..policy.printing import printable
 from ..policy.progress import PROGRESS
 from ..stores.codec import progress_of
 from .letter import DeadLetter
@@ -43,28 +43,6 @@ _BODY_SHOWN = 200
 #: Headers that repeat the arguments, unredacted, or are shown elsewhere.
 _CHANGE = ("argument", "old", "new")
 _HIDDEN_HEADERS = (DEAD_LETTER_HEADER, "argsrepr", "kwargsrepr")
-
-
-def printable(text: object, *, lines: bool = False, limit: int | None = None) -> str:
-    """Return a text that is safe to print: what could steer a terminal, or turn the writing around, is escaped.
-
-    Args:
-        text: anything; a dead letter may hold what an attacker sent.
-        lines: keep line ends and tabs.
-        limit: characters to keep.
-    """
-    whole = str(text)
-    cut = whole if limit is None or len(whole) <= limit else whole[: limit - 1] + "…"
-    return "".join(char if _harmless(char) or (lines and char in "\n\t") else _escaped(char) for char in cut)
-
-
-def _harmless(char: str) -> bool:
-    category = unicodedata.category(char)
-    return category[0] != "C" and category not in ("Zl", "Zp")
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def moment(seconds: float | None) -> str | None:

@@ -48,6 +48,7 @@ def restored(letter: DeadLetter, *, now: float) -> RawMessage:
     headers[TRAVEL_HEADER] = travel.evolve(
         attempts=0,
         deferrals=0,
+        vain=0,
         deliveries=0,
         waited=None,
         first=now,

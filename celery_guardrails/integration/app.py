@@ -32,6 +32,7 @@ from .alerts.service import Alerts
 from .clock import SystemClock
 from .configuration import configured, confirm_publishes, redis_of
 from .hearing import presentable, tell_all
+from .inspected import Inspected
 from .logs import log_event
 from .options import TaskOptions
 from .parts import Parts
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Guardrails", "classify", "ensure_guardrails"]
 
 
-class Guardrails:
+class Guardrails(Inspected):
     """Puts the guard on a Celery app.
 
     Args:

@@ -48,6 +48,8 @@ class MainState:
         killing: the drain time is over, children are killed by us: nobody is charged.
         started: the worker has been ready once.
         taking: it takes messages from the broker.
+        renewed: when leases were last renewed (monotonic seconds), or None.
+        drain_ends: when the drain time is over (the same), or None.
         tally: what becomes of the messages that this worker holds when it is told to stop.
     """
 
@@ -58,6 +60,8 @@ class MainState:
     killing: bool = False
     started: bool = False
     taking: bool = False
+    renewed: float | None = None
+    drain_ends: float | None = None
     tally: Tally = field(default_factory=Tally)
 
     @property

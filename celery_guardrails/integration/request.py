@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -41,11 +42,18 @@ class GuardedRequest(Request):
     thread: int | None = None
     _settled_here = False
     _cut_off = False
+    _terminated = False
     #: What the tally of a shutdown takes an acknowledgement for.
     _ended_as = "finished"
     _own_limits: tuple[float | None, float | None] = (None, None)
     #: Seconds after which the pool kills the task because its deadline has come.
     _deadline_limit: float | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Celery makes a class for each task, with an ``on_success`` of its own (worker/request.py, ``create_request_cls``)."""
+        super().__init_subclass__(**options)
+        if "on_success" in cls.__dict__:
+            cls.on_success = _told_of_the_end(cls.on_success)
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -131,14 +139,30 @@ class GuardedRequest(Request):
         state.live[self.delivery.holder] = self
 
     def cancel(self, pool: Any, *args: Any, **options: Any) -> None:
-        """A cold shutdown ends what runs; where the pool cannot do that, the task ends by itself or with its process.
+        """Celery ends what runs; where the pool cannot do that, the task ends by itself or with its process.
 
-        Celery lets the error of such a pool loose in the signal's handler, which on the solo pool is in the body of the task: it
-        would fail for good, because somebody stopped the worker.
+        It does so in a cold shutdown, which outside of prefork is not Celery's any more (``worker/drain.py`` takes its signals over, and
+        ``worker/cutting_off.py`` ends the process), and when the connection is lost, with
+        ``worker_cancel_long_running_tasks_on_connection_loss`` (consumer.py, ``on_connection_error_after_connected``): there the
+        process goes on, and this is all there is. Celery lets the error of a pool that knows no ``terminate_job`` loose.
         """
         self._cut_off = bool(getattr(pool, "is_green", False))
         with contextlib.suppress(NotImplementedError):
             super().cancel(pool, *args, **options)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Somebody has revoked the task while it runs (``revoke(terminate=True)``)."""
+        self._terminated = True
+        super().terminate(pool, signal)
+
+    def on_killed(self) -> None:
+        """The greenlet of the task was killed, by whoever has revoked it, or by nobody that this worker knows of."""
+        if self._terminated:
+            task_ready(self)
+            self.surrender()
+            self.acknowledge()
+        else:
+            self._lost(WorkerLostError("its greenlet was killed"))
 
     def acknowledge(self) -> None:
         """The end of it, so there is nothing left to renew."""
@@ -205,8 +229,9 @@ class GuardedRequest(Request):
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
             return None if self._settled_here else self._overran(exc.args[0] if exc.args else 0)
         lost = isinstance(exc, WorkerLostError) or (
-            # billiard >= 4.3 reports the exit before the child is gone
-            isinstance(exc, (SystemExit, KeyboardInterrupt)) and not (self._already_cancelled or self._already_revoked)
+            # billiard >= 4.3 reports it before the child is gone (SystemExit, KeyboardInterrupt), or has the child live on (pool.py,
+            # ``workloop``), where Celery would acknowledge what nobody has settled
+            not isinstance(exc, Exception) and not (self._already_cancelled or self._already_revoked)
         )
         if lost and not self.acknowledged:
             return self._lost(exc)
@@ -222,7 +247,7 @@ class GuardedRequest(Request):
             self.reject(requeue=True)
             return
         try:
-            verdict = guard.lost(self.delivery, self._limits, error_report(exc))
+            verdict = guard.lost(self.delivery, self._limits, error_report(_what_left(exc)))
         except PublishFailed as failed:
             logger.error("%s[%s] stays in its queue, it could not be dead-lettered: %r", self.name, self.id, failed)
             self.reject(requeue=True)
@@ -287,6 +312,32 @@ class GuardedRequest(Request):
             einfo=info,
         )
         self.send_event("task-failed", exception=repr(exc), traceback=info.traceback)
+
+
+def _told_of_the_end(on_success: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Celery's ``on_success`` for results only: pools whose tasks run in the main process tell it of other ends as well.
+
+    What is no ``Exception`` (``sys.exit()``, a ``KeyboardInterrupt``) reaches the callback of success as an ``ExceptionInfo`` of a
+    ``WorkerLostError`` (concurrency/base.py, ``apply_target``), where Celery takes it for a tuple: the message stayed unacknowledged
+    for ever, and a solo worker ended. A greenlet that was killed is a success there (concurrency/gevent.py,
+    ``_make_killable_target``), known by its ``False``, which is 0 or 1 elsewhere.
+    """
+
+    @wraps(on_success)
+    def told(self: GuardedRequest, result: Any, **options: Any) -> Any:
+        if isinstance(result, ExceptionInfo):
+            return self.on_failure(result)
+        if result[0] is False and not self._cut_off:
+            return self.on_killed()
+        return on_success(self, result, **options)
+
+    return told
+
+
+def _what_left(exc: BaseException) -> BaseException:
+    """Return what really left the body, where the pool says only that it has lost it."""
+    left = exc.__context__
+    return exc if left is None or isinstance(left, Exception) else left
 
 
 def _by_sigterm(exc: BaseException) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 
 from .. import events
 from ..errors import GuardrailsConfigError, LeaseLost, PublishFailed, RejectedTask, RetryableError
@@ -55,6 +55,10 @@ __all__ = ["GuardedRun", "Running", "error_report", "grown_history", "running_no
 #: Characters of headers beside which a message has no room for its history: Celery publishes what ``self.retry()`` sends, and
 #: RabbitMQ closes the connection on headers beyond its frame_max (131,072 bytes by default).
 _HEADERS_LIMIT = 65_536
+
+
+#: Seconds; Celery's note of who publishes the body of a chord is kept for 21 with its default settings.
+_ECHO = 45.0
 
 
 class _OutOfMemory(RetryableError):
@@ -130,6 +134,11 @@ class GuardedRun:
             raise Reject("the worker is stopping", requeue=True)
         try:
             return self._run(args, kwargs)
+        except (WorkerShutdown, WorkerTerminate) as exc:
+            if stopping.is_stopping():
+                raise
+            # Celery lets these two pass by the callbacks of its pools (concurrency/base.py, ``apply_target``)
+            raise SystemExit(exc.code) from exc
         finally:
             self.guard.leave(self.delivery)
 
@@ -346,8 +355,24 @@ class GuardedRun:
             self.guard.surrender(self.delivery, self.limits)
             raise Reject(failed, requeue=True) from failed
 
+    def _echo(self) -> None:
+        """Ask for a last member of a chord once more whose process may have died while it published the chord's body.
+
+        Celery's result backend notes who publishes the body, for up to half a minute, and this delivery may find that note of a
+        process that is dead (celery/backends/redis.py 5.7, ``on_chord_part_return``): then nobody would ever publish it.
+        """
+        delivery = self.delivery
+        again = delivery.redelivered or delivery.travel.deferrals or delivery.travel.deliveries
+        if not (self.task.request.chord and again) or delivery.travel.echo or delivery.raw is None:
+            return
+        try:
+            self.guard.echo(delivery, _ECHO)
+        except PublishFailed as failed:
+            raise Reject(failed, requeue=True) from failed
+
     def _refused(self, verdict: Verdict) -> Any:
         if isinstance(verdict, Replay):
+            self._echo()
             return self.guard.codec.decode(verdict.result)
         if isinstance(verdict, HandBack):
             raise Ignore(f"{self.delivery.key!r}: {verdict.why}, looked at again in {verdict.delay:.1f} s")

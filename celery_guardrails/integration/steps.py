@@ -10,17 +10,24 @@ from celery import Celery
 __all__ = ["add_steps"]
 
 _WORKER = (
+    "celery_guardrails.worker.cooperating:Cooperating",
+    "celery_guardrails.worker.doorkeeper:Doorkeeper",
     "celery_guardrails.worker.drain:Drain",
     "celery_guardrails.worker.giving_back:GivingBack",
+    "celery_guardrails.worker.http:Http",
     "celery_guardrails.worker.leaks:Leaks",
     "celery_guardrails.worker.orphans:Orphans",
+    "celery_guardrails.worker.result_pipes:ResultPipes",
+    "celery_guardrails.worker.shrinking:Shrinking",
 )
 _CONSUMER = (
     "celery_guardrails.worker.events:UnconfirmedEvents",
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
+    "celery_guardrails.worker.prefetching:Prefetching",
     "celery_guardrails.worker.renewal:Renewal",
     "celery_guardrails.worker.overruns:OverrunWatch",
+    "celery_guardrails.worker.health:Pulse",
     "celery_guardrails.worker.pausing:Pausing",
     "celery_guardrails.worker.pruning:Pruning",
     "celery_guardrails.worker.archiving:Archiving",

@@ -195,6 +195,7 @@ class GuardMixin:
             fingerprint=running.delivery.fingerprint,
             attempts=running.attempt,
             deferrals=0,
+            vain=0,
             deliveries=running.delivery.travel.deliveries + 1,
             waited=waited,
             throttled=said is not None and said.kind == THROTTLED,

@@ -15,6 +15,7 @@ from celery.utils.imports import symbol_by_name
 
 from ..config import Settings
 from .brokers.amqp_declare import at_least_once, ensure_dead_letters
+from .carrying_on import patient_policy
 
 if TYPE_CHECKING:
     Queue: Any = object  # kombu sets a queue's attributes from a table, which no checker can read
@@ -180,6 +181,9 @@ class _GuardingAMQP:
             # task_routes and apply_async(queue=…) take Queue objects as well, which no mapping has ever seen.
             if isinstance(kwargs.get("queue"), Queue) and (settings := _settings(app)) is not None:
                 GuardedQueue.guard(kwargs["queue"], settings)
+            policy = patient_policy(app.conf.task_publish_retry_policy, kwargs.get("retry_policy"))
+            if policy is not None:
+                kwargs["retry_policy"] = policy
             return send(producer, name, message, *args, **kwargs)
 
         return send_task_message

@@ -13,12 +13,14 @@ from typing import Any
 from ..errors import PublishFailed
 from .history import PastAttempt, PastDeath, history_header, read_deaths, read_history
 
-__all__ = ["DEAD_LETTER_HEADER", "ORIGINAL_PREFIX", "TRAVEL_HEADER", "Delivery", "RawMessage", "Travel", "of_one_delivery"]
+__all__ = ["DEAD_LETTER_HEADER", "ORIGINAL_PREFIX", "TRAVEL_HEADER", "TRIES", "Delivery", "RawMessage", "Travel", "of_one_delivery"]
 
 #: Carries key, fingerprint and counters with a message that is alive.
 TRAVEL_HEADER = "x-guardrails"
 #: Says why a message is dead; only on dead letters.
 DEAD_LETTER_HEADER = "guardrails"
+#: How often a message that should be alone is tried elsewhere before it runs beside others.
+TRIES = 5
 #: What a copy that waits or is dead cannot carry (an expiration would expire it) stands in headers that begin with this.
 ORIGINAL_PREFIX = "guardrails-original-"
 
@@ -54,6 +56,8 @@ class Travel:
         history: the attempts that failed so far, the oldest first.
         deaths: what it was replayed from, the oldest first.
         edited: arguments that an operator changed before a replay: name, old value and new one as redacted texts, the newest last.
+        echo: it is a copy that comes once more after its key has completed, so that what follows the task is begun.
+        vain: times it should have been alone and could not be, since the last attempt.
     """
 
     key: str | None = None
@@ -71,6 +75,8 @@ class Travel:
     history: tuple[PastAttempt, ...] = ()
     deaths: tuple[PastDeath, ...] = ()
     edited: tuple[tuple[str, str, str], ...] = ()
+    echo: bool = False
+    vain: int = 0
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any] | None) -> Travel:
@@ -100,6 +106,8 @@ class Travel:
             "history": history_header(self.history) if self.history else None,
             "deaths": history_header(self.deaths) if self.deaths else None,
             "edited": [list(change) for change in self.edited] or None,
+            "echo": self.echo or None,
+            "vain": self.vain or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -150,6 +158,8 @@ _READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     "history": ("history", read_history),
     "deaths": ("deaths", read_deaths),
     "edited": ("edited", _changes),
+    "echo": ("echo", lambda value: value is True),
+    "vain": ("vain", _count),
 }
 
 

@@ -12,11 +12,16 @@ from typing import Any, Union
 from ..errors import GuardrailsConfigError
 from .canonical import canonical, canonical_text, plain_member
 
-__all__ = ["KeyTemplate", "bind_arguments", "canonical", "fingerprint", "make_key"]
+__all__ = ["KeyTemplate", "bind_arguments", "canonical", "fingerprint", "is_ours", "make_key"]
 
 KeyTemplate = Union[str, Callable[..., str], None]
 #: Longest key that is kept as it is, in characters; a longer one is shortened to its head and a digest.
 KEY_LIMIT = 512
+
+
+def is_ours(key: str) -> bool:
+    """Whether a key is one of the package's own (turns, quarantine, alerts, resources), and no task's."""
+    return key[:1] in ("\0", "\x7f")
 
 
 def template_fields(template: str) -> Iterator[str]:

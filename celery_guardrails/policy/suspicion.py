@@ -5,21 +5,24 @@ is that the leases of what ran in it end: one of these messages may be poison, t
 whether others may have run beside its holder. If so, its end is a *suspicion* and charges nothing.
 
 Suspicion costs nothing until it could condemn: a message that lacks one crash to being poison, and has suspicions among its
-losses, next runs in *quarantine*, one message at a time in the whole fleet and nothing guarded beside it in its worker. If
+losses, next runs in *quarantine*, one message at a time in the whole fleet and no other task beside it in its worker. If
 that worker vanishes, it was that message: what was suspicion is charged with the crash that proves it. So poison is dead after
-``max_crashes`` losses all the same, and who ran beside it pays for none.
+``max_crashes`` losses all the same, and who ran beside it pays for none. Where others run on it waits, and is tried elsewhere; only
+after so many tries in vain does it run beside them, and then its loss is one suspicion more.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["QUARANTINE", "QUARANTINED", "Losses", "is_suspect"]
+__all__ = ["CROWDED", "QUARANTINE", "QUARANTINED", "Losses", "is_suspect"]
 
 #: Key of the lease that whoever is in quarantine holds; with a character that no template and no person would put into one.
 QUARANTINE = "\x7fquarantine"
-#: Why a message must wait.
+#: Why a message must wait: another is in quarantine.
 QUARANTINED = "quarantine"
+#: The same of a suspect: it cannot be alone where it is, and is tried elsewhere.
+CROWDED = "crowded"
 
 #: Stores keep one number: crashes, suspicions in thousands, and a million where others may run beside the holder.
 _SUSPICION, _BESIDE = 1_000, 1_000_000

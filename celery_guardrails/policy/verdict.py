@@ -11,15 +11,16 @@ from typing import Any, Union
 
 from .breaker import Effect
 from .classification import PERMANENT, POISON, RETRYABLE, THROTTLED, Classification
-from .delivery import Delivery
+from .delivery import TRIES, Delivery
 from .lease import Claim, ClaimState, StoredResult
 from .resource import BREAKER, Resource
 from .retry import RetryPolicy
-from .suspicion import is_suspect
+from .suspicion import CROWDED, is_suspect
 
 __all__ = [
     "Cancelled",
     "Complete",
+    "Crowded",
     "DeadLetterNow",
     "Fail",
     "HandBack",
@@ -51,6 +52,11 @@ __all__ = [
 @dataclass(frozen=True)
 class NotStarted:
     """The body has not run yet: the question is whether it may."""
+
+
+@dataclass(frozen=True)
+class Crowded:
+    """The body has not run yet: it should be alone, and what runs beside it has not ended while it waited."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class LeaseGone:
     """The body ended but another execution has taken the lease meanwhile."""
 
 
-Outcome = Union[NotStarted, Returned, Raised, Resubmitted, Cancelled, Rejected, Stopped, Lost, LeaseGone]
+Outcome = Union[NotStarted, Crowded, Returned, Raised, Resubmitted, Cancelled, Rejected, Stopped, Lost, LeaseGone]
 
 # -- what to do about it ----------------------------------------------------------------------------------------
 
@@ -225,6 +231,8 @@ class Limits:
 STORE_BACKOFF = (1.0, 30.0)
 #: Seconds before a message that found its key held is looked at again, first step.
 BUSY_STEP = 0.5
+#: Seconds before a message that could not be alone is tried elsewhere: first step and cap.
+CROWDED_BACKOFF = (2.0, 30.0)
 #: Seconds, what a wait is not cut below: shorter ones are none, and the message would come again and again.
 _SHORTEST = 0.3
 #: Seconds, the longest wait of a message that found no slot, token or room in the rate.
@@ -264,6 +272,8 @@ def decide(delivery: Delivery, claim: Claim, outcome: Outcome, limits: Limits, *
     """
     if isinstance(outcome, NotStarted):
         return _admit(delivery, claim, limits, now, fraction)
+    if isinstance(outcome, Crowded):
+        return _elsewhere(delivery, claim, limits, now, fraction)
     if isinstance(outcome, Returned):
         return Complete()
     if isinstance(outcome, Raised):
@@ -319,6 +329,16 @@ def _admit(delivery: Delivery, claim: Claim, limits: Limits, now: float, fractio
     return Run(attempt_number(delivery, claim), deadline, alone=alone)
 
 
+def _elsewhere(delivery: Delivery, claim: Claim, limits: Limits, now: float, fraction: float) -> Verdict:
+    """Send a suspect that is not alone to another worker, or to this one when it is empty; after so many tries it runs all the same."""
+    deadline, vain = deadline_of(delivery, limits), delivery.travel.vain
+    if deadline is not None and now >= deadline:  # it has come while it waited
+        return _dead(delivery, claim, limits, "deadline", charged=0)
+    if vain >= TRIES:
+        return Run(attempt_number(delivery, claim), deadline, alone=True)
+    return HandBack(_until_deadline(_spread(vain, *CROWDED_BACKOFF, fraction), deadline, now), CROWDED)
+
+
 def _proven(claim: Claim, crashes: int) -> int:
     """Return how many of the crashes that are charged came since the task's loops moved on.
 
@@ -365,8 +385,13 @@ def _until_deadline(delay: float, deadline: float | None, now: float) -> float:
 
 
 def _backoff(delivery: Delivery, step: float, cap: float, fraction: float) -> float:
-    """Exponential in the times handed back, between half and the whole of the step."""
-    whole = float(min(cap, step * 2.0 ** min(delivery.travel.deferrals, 30)))
+    """Exponential in the times handed back."""
+    return _spread(delivery.travel.deferrals, step, cap, fraction)
+
+
+def _spread(times: int, step: float, cap: float, fraction: float) -> float:
+    """Exponential in the times before, between half and the whole of the step."""
+    whole = float(min(cap, step * 2.0 ** min(times, 30)))
     return whole / 2 + whole / 2 * fraction
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ..policy import lease as transitions
 from ..policy.breaker import Condition
+from ..policy.key import is_ours
 from ..policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
 from ..policy.occupancy import Occupancy, is_first, refused
 from ..policy.resource import Ask, Resource, ResourceView, Tell
@@ -152,6 +154,12 @@ class MemoryStore:
         for key, record in found:
             if record is not None and record.state is RecordState.LEASED:
                 yield key, record
+
+    def census(self) -> Iterator[Mapping[RecordState, int]]:
+        """See :class:`~celery_guardrails.ports.CountingStore`."""
+        with self._lock:
+            found = [self._get(key) for key in list(self._records) if not is_ours(key)]
+        yield Counter(record.state for record in found if record is not None)
 
     def break_lease(self, key: str) -> Record | None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""

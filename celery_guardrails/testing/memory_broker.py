@@ -11,7 +11,7 @@ from itertools import count, islice
 from ..errors import DeadLetterError, PublishFailed
 from ..policy.deadletter import DeathCertificate
 from ..policy.delivery import DEAD_LETTER_HEADER, RawMessage
-from ..ports import Broker, Clock, Move, Moved, QueuedLetter
+from ..ports import Backlog, Broker, Clock, Depth, FoundMessage, Move, Moved, QueuedLetter
 from .clock import FakeClock
 
 __all__ = ["MemoryBroker"]
@@ -160,6 +160,21 @@ class MemoryBroker(Broker):
         except Exception as exc:  # noqa: BLE001 - whatever on_operation raises
             return Moved(True, False, exc)
         return Moved(True, True)
+
+    def backlog(self, queues: Iterable[str]) -> Backlog:
+        """Return how much there is; it tells what is in hand, as Redis does."""
+        with self._lock:
+            depths = {queue: Depth(self.depth(queue)) for queue in queues}
+            return Backlog(depths, delayed=len(self._delayed), held=len(self._held))
+
+    def delayed_messages(self) -> Iterator[FoundMessage]:
+        """Yield what waits for its time."""
+        return (FoundMessage(message, queue, due) for due, queue, message in self.delayed())
+
+    def held_messages(self) -> Iterator[FoundMessage]:
+        """Yield what is in hand."""
+        with self._lock:
+            return iter([FoundMessage(message, queue) for queue, message in self._held.values()])
 
     def close(self) -> None:
         """Refuse everything from now on; the messages stay for the next look."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from ..policy.lease import ClaimState, RecordState, StoredResult
-from ..ports import IdempotencyStore
+from ..policy.suspicion import QUARANTINE
+from ..ports import CountingStore, IdempotencyStore
 
 __all__ = ["StoreContract"]
 
@@ -421,6 +423,39 @@ class StoreContract:
         again = store.claim(key, holder="b", fingerprint="other", lease=LONG)
         assert again.state is ClaimState.CLAIMED
         assert again.fence > fence
+
+    def test_records_are_counted_by_their_state_without_what_is_the_packages_own(self, store: IdempotencyStore, key: str) -> None:
+        if not isinstance(store, CountingStore):
+            return  # a store of your own need not count
+        before = self._census(store)
+        for number in range(3):
+            self._done(store, f"{key}done{number}")
+        for name in (f"{key}a", f"{key}b", "\0turn", QUARANTINE):
+            store.claim(name, holder=key, fingerprint=None, lease=LONG)
+        store.claim(f"{key}c", holder=key, fingerprint=None, lease=LONG)
+        store.release(f"{key}c", holder=key, attempts=1)
+        store.claim(f"{key}d", holder=key, fingerprint=None, lease=LONG)
+        store.save_step(f"{key}d", holder=key, name="s", value=StoredResult())
+        counted = self._census(store)
+        counted.subtract(before)
+        for name in ("\0turn", QUARANTINE):
+            store.release(name, holder=key, drop=True)
+        assert dict(counted) == {RecordState.COMPLETED: 3, RecordState.LEASED: 3, RecordState.IDLE: 1}
+
+    def test_a_record_whose_time_is_over_is_not_counted(self, store: IdempotencyStore, key: str) -> None:
+        if not isinstance(store, CountingStore):
+            return
+        before = self._census(store)[RecordState.COMPLETED]
+        self._done(store, key, retention=SHORT)
+        until(lambda: store.lookup(key) is None)
+        assert self._census(store)[RecordState.COMPLETED] <= before
+
+    @staticmethod
+    def _census(store: CountingStore) -> Counter[RecordState]:
+        counted: Counter[RecordState] = Counter(dict.fromkeys(RecordState, 0))
+        for part in store.census():
+            counted.update(part)
+        return counted
 
     def test_looking_up_touches_nothing(self, store: IdempotencyStore, key: str) -> None:
         assert store.lookup(key) is None

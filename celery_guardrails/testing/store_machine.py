@@ -6,10 +6,9 @@
             return MyStore(...)
 
 Hypothesis makes up histories: several holders and keys, any arguments, leases that end while their holder sleeps,
-answers that get lost so that the call is made again, an operator in between. The model is the pure functions of
-:mod:`celery_guardrails.policy.lease`. After every step the store's answer and its record must be the model's; what
-only the store can know, the time, is taken from its answers. ``GUARDRAILS_EXAMPLES=5000`` looks longer, with other
-histories each time.
+answers that get lost so that the call is made again, an operator in between. After every step the store's answer and
+its record must be those of the model (:mod:`.store_model`). ``GUARDRAILS_EXAMPLES=5000`` looks longer, with other histories
+each time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,17 +26,15 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from ..policy import lease as transitions
-from ..policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
+from ..policy.lease import RecordState, StoredResult
 from ..ports import IdempotencyStore
-from ..stores import MEMORY_SECONDS, STEPS_SECONDS
+from ..stores import MEMORY_SECONDS
 from .clock import FakeClock
+from .store_model import LONGEST_LEASE, TOLERANCE, Known, Span, StoreModel
 
 __all__ = ["StoreMachine", "StoreMachineContract"]
 
-#: Seconds: the precision to which a store has to keep time.
-TOLERANCE = 0.004
-SHORT, LONG = 0.02, 30.0
+SHORT, LONG = 0.02, LONGEST_LEASE
 #: Seconds that an operation takes where time is told: no two happen at the same moment.
 _TICK = 0.0001
 
@@ -65,25 +61,6 @@ _value = st.one_of(
     ),
 )
 _step_name = st.one_of(st.sampled_from(("step", "Step", "step ", "schritt:ü'\"{}%s\\")), _text)
-
-
-@dataclass
-class _Known:
-    """What the model knows of one key.
-
-    Args:
-        record: as it should be.
-        gone: first and last unix time in seconds at which it may vanish by itself.
-        fence: the highest that anybody was ever given.
-        grants: holder → unix time in seconds until which it was told that the key is its own.
-        fences: holder → fence of its last claim.
-    """
-
-    record: Record | None = None
-    gone: tuple[float, float] = (float("inf"), float("inf"))
-    fence: int = 0
-    grants: dict[str, float] = field(default_factory=dict)
-    fences: dict[str, int] = field(default_factory=dict)
 
 
 class _Witness:
@@ -119,9 +96,10 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.history: list[str] = []
         self.store: Any = _Witness(store, self.history)
-        self.clock, self.memory = clock, memory
+        self.clock = clock
+        self.model = StoreModel(memory)
+        self.known = self.model.known
         self.prefix = uuid.uuid4().hex
-        self.known: dict[str, _Known] = {}
         self.keys: list[str] = []
         self.name = ""
 
@@ -133,7 +111,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _begin_another(self) -> None:
         self.keys.append(f"{self.prefix}:{len(self.keys)}:{self.name}")
-        self.known[self.keys[-1]] = _Known()
+        self.known[self.keys[-1]] = Known()
 
     def teardown(self) -> None:
         """Leave nothing behind."""
@@ -167,29 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._claim(self.keys[at], holder=holder, fingerprint=fingerprint, lease=lease, owner="", attempts=knows, beside=beside)
 
     def _claim(self, key: str, **call: Any) -> None:
-        self._step([key], lambda: self.store.claim(key, **call), lambda answer, span: self._claimed(key, answer, span, **call))
-
-    def _claimed(self, key: str, answer: Claim, span: tuple[float, float], **call: Any) -> bool:
-        known, holder = self.known[key], call["holder"]
-        before = known.record
-        moments = span if answer.now is None else (answer.now,)
-        assert span[0] - TOLERANCE <= moments[0] <= span[1] + TOLERANCE, f"{answer.now} is not now, which is {span}"
-        attempts = [transitions.claim(before, now=moment, **call) for moment in moments]
-        record, expected = next((pair for pair in attempts if pair[1].state is answer.state), attempts[0])
-        mine = before is not None and before.state is RecordState.LEASED and before.holder == holder
-        if expected.state is ClaimState.CLAIMED and not mine:
-            assert answer.fence > known.fence, f"the fence fell from {known.fence} to {answer.fence}"
-            living = {other: until for other, until in known.grants.items() if until > moments[-1] + TOLERANCE}
-            assert not living, f"{holder} was given what others hold: {living}"
-            expected, record = replace(expected, fence=answer.fence), replace(record, fence=answer.fence)
-        assert abs(answer.wait - expected.wait) <= TOLERANCE + span[1] - span[0], f"wait {answer.wait}, not {expected.wait}"
-        assert replace(answer, wait=0, steps={}) == replace(expected, wait=0, steps={})
-        if answer.state is not ClaimState.CLAIMED:
-            return False
-        assert _without_task(answer.steps) == _without_task(expected.steps)
-        known.record, known.fence = record, max(known.fence, answer.fence)
-        known.grants, known.fences[holder] = {holder: moments[0] + call["lease"]}, answer.fence
-        return True
+        self._step([key], lambda: self.store.claim(key, **call), partial(self.model.claimed, key, **call))
 
     @rule(at=_key, who=_someone, result=_value, retention=st.sampled_from((SHORT, LONG, LONG)), own=st.booleans(), calls=_calls)
     def complete(self, at: int, who: str | None, result: StoredResult, retention: float, own: bool, calls: int) -> None:
@@ -198,45 +154,20 @@ class StoreMachine(RuleBasedStateMachine):
         known = self.known[key]
         if own and holder not in known.grants:
             return  # most completions are a holder's, else the history would be over soon
-        fence = known.fences.get(holder, 5)
-        call: dict[str, Any] = {"holder": holder, "fingerprint": "f", "fence": fence, "result": result}
-
-        def judge(answer: bool, span: tuple[float, float]) -> bool:
-            before = known.record
-            record, done = transitions.complete(before, now=span[0], **call)
-            assert answer is done
-            if record is not before:
-                known.record, known.grants, known.gone = record, {}, (span[0] + retention, span[1] + retention)
-            return done
-
+        call: dict[str, Any] = {"holder": holder, "fingerprint": "f", "fence": known.fences.get(holder, 5), "result": result}
+        call["retention"] = retention
         for _ in range(calls):
-            self._step([key], lambda: self.store.complete(key, retention=retention, **call), judge)
-        if known is self.known[self.keys[-1]] and known.record is not None and known.record.state is RecordState.COMPLETED:
+            self._step([key], lambda: self.store.complete(key, **call), partial(self.model.completed, key, **call))
+        if known is self.known[self.keys[-1]] and known.state is RecordState.COMPLETED:
             self._begin_another()
 
     @rule(at=_key, who=_someone, attempts=_count, crashes=_count, drop=st.sampled_from((False, False, True)), calls=_calls)
     def release(self, at: int, who: str | None, attempts: int, crashes: int, drop: bool, calls: int) -> None:
         """Give a lease back."""
         key, holder = self.keys[at], self._resolve(at, who)
-        known = self.known[key]
         call: dict[str, Any] = {"holder": holder, "attempts": attempts, "crashes": crashes, "drop": drop}
-
-        def judge(answer: Record | None, span: tuple[float, float]) -> bool:
-            record, done = transitions.release(known.record, **call)
-            if done and record is not None:
-                assert answer is not None
-                told = ("state", "attempts", "crashes", "suspicions", "beside", "fence", "fingerprint")
-                assert [getattr(answer, name) for name in told] == [getattr(record, name) for name in told]
-                assert _without_task(answer.steps) == _without_task(record.steps)
-            else:
-                assert answer is None
-            if done:
-                known.record = record
-                known.grants.pop(holder, None)
-            return done
-
         for _ in range(calls):
-            self._step([key], lambda: self.store.release(key, **call), judge)
+            self._step([key], lambda: self.store.release(key, **call), partial(self.model.released, key, **call))
 
     @rule(at=_key, who=_someone, stepped=st.booleans(), calls=_calls)
     def reset(self, at: int, who: str | None, stepped: bool, calls: int) -> None:
@@ -247,35 +178,14 @@ class StoreMachine(RuleBasedStateMachine):
         self._reset(self.keys[at], holder, calls)
 
     def _reset(self, key: str, holder: str | None, calls: int) -> None:
-        known = self.known[key]
-
-        def judge(answer: bool, span: tuple[float, float]) -> bool:
-            record, done = transitions.reset(known.record, holder=holder)
-            assert answer is done
-            if done:
-                known.record = record
-                known.grants.pop(holder or "", None)
-            return done
-
         for _ in range(calls):
-            self._step([key], lambda: self.store.reset(key, holder=holder), judge)
+            self._step([key], lambda: self.store.reset(key, holder=holder), partial(self.model.reset, key, holder=holder))
 
     @rule(pairs=st.lists(st.tuples(_key, _someone), max_size=4), lease=_lease, calls=_calls)
     def renew(self, pairs: list[tuple[int, str | None]], lease: float, calls: int) -> None:
         """Renew several leases in one call."""
         leases = [(self.keys[at], self._resolve(at, who)) for at, who in pairs]
-
-        def judge(answer: list[bool], span: tuple[float, float]) -> bool:
-            expected = []
-            for key, holder in leases:
-                known = self.known[key]
-                known.record, done = transitions.renew(known.record, holder=holder, lease=lease, now=span[0])
-                if done:
-                    known.grants[holder] = span[0] + lease
-                expected.append(done)
-            assert answer == expected
-            return any(answer)
-
+        judge = partial(self.model.renewed, leases, lease=lease)
         for _ in range(calls):
             self._step([key for key, _ in leases], lambda: self.store.renew(iter(leases), lease), judge)
 
@@ -287,14 +197,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._save_step(key, holder=holder, name=name, value=value)
 
     def _save_step(self, key: str, **call: Any) -> None:
-        known = self.known[key]
-
-        def judge(answer: bool, span: tuple[float, float]) -> bool:
-            known.record, done = transitions.save_step(known.record, **call)
-            assert answer is done
-            return done
-
-        self._step([key], lambda: self.store.save_step(key, **call), judge)
+        self._step([key], lambda: self.store.save_step(key, **call), partial(self.model.step_saved, key, **call))
 
     # -- what operators do ------------------------------------------------------------------------------------
 
@@ -305,42 +208,13 @@ class StoreMachine(RuleBasedStateMachine):
         if act == "reset":
             self._reset(key, None, calls)
         elif act == "prune":
-            self._step(self.keys, lambda: self.store.prune(10), self._pruned)
+            self._step(self.keys, lambda: self.store.prune(10), self.model.pruned)
         elif act == "list":
-            self._step(self.keys, lambda: list(self.store.leases()), self._listed)
+            self._step(self.keys, lambda: list(self.store.leases()), self.model.listed)
         else:
-            call, judge = (self.store.forget, self._forgotten) if act == "forget" else (self.store.break_lease, self._broken)
+            call, judge = (self.store.forget, self.model.forgotten) if act == "forget" else (self.store.break_lease, self.model.broken)
             for _ in range(calls):
                 self._step([key], lambda: call(key), partial(judge, key))
-
-    def _pruned(self, answer: int, span: tuple[float, float]) -> bool:
-        assert 0 <= answer <= 10
-        return False  # no record that is to be found has changed
-
-    def _forgotten(self, key: str, answer: bool, span: tuple[float, float]) -> bool:
-        known = self.known[key]
-        assert answer is (known.record is not None)
-        known.record, known.grants = None, {}
-        return answer
-
-    def _broken(self, key: str, answer: Record | None, span: tuple[float, float]) -> bool:
-        known = self.known[key]
-        before = known.record
-        known.record, done = transitions.break_lease(before)
-        if done:
-            _same(before, answer, TOLERANCE)
-            known.grants = {}
-        else:
-            assert answer is None
-        return done
-
-    def _listed(self, answer: list[tuple[str, Record]], span: tuple[float, float]) -> bool:
-        ours = [(key, record) for key, record in answer if key in self.known]
-        leased = {key for key, known in self.known.items() if known.record is not None and known.record.state is RecordState.LEASED}
-        assert sorted(key for key, _ in ours) == sorted(leased)
-        for key, record in ours:
-            _same(self.known[key].record, record, TOLERANCE)
-        return False
 
     # -- time -------------------------------------------------------------------------------------------------
 
@@ -368,22 +242,19 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 time.sleep(rest)
             assert self.store.lookup(key) is None, f"{known.record} should have vanished"
-            known.record, known.grants = None, {}
+            known.vanish()
 
     # -- one step ---------------------------------------------------------------------------------------------
 
-    def _step(self, keys: list[str], call: Callable[[], Any], judge: Callable[[Any, tuple[float, float]], bool]) -> None:
-        """Make a call; let ``judge`` compare its answer and advance the model; compare the records.
-
-        ``judge`` says whether the call may have changed anything: an answer of no must not.
-        """
+    def _step(self, keys: list[str], call: Callable[[], Any], judge: Callable[[Any, Span], bool]) -> None:
+        """Make a call; let a judge of the model compare its answer; compare the records. An answer of no must not change anything."""
         try:
             self._checked(keys, call, judge)
         except AssertionError as exc:
             self.failures.append(f"{exc}\n" + "\n".join(self.history[-30:]))
             raise
 
-    def _checked(self, keys: list[str], call: Callable[[], Any], judge: Callable[[Any, tuple[float, float]], bool]) -> None:
+    def _checked(self, keys: list[str], call: Callable[[], Any], judge: Callable[[Any, Span], bool]) -> None:
         for key in keys:
             self._wait_out(key)
         start = self.store.now()
@@ -393,67 +264,23 @@ class StoreMachine(RuleBasedStateMachine):
         answer = call()
         after = {key: self.store.lookup(key) for key in keys}
         span = (start, self.store.now())
-        if not any(self._may_be_gone(key, span[1]) for key in keys):
+        if not any(self.known[key].may_be_gone(span[1]) for key in keys):
             changed = judge(answer, span)
             assert changed or after == before, "the answer was no, and yet something has changed"
-            if not any(self._may_be_gone(key, span[1]) for key in keys):
+            if not any(self.known[key].may_be_gone(span[1]) for key in keys):
                 for key, found in after.items():
-                    self._compare(key, before[key], found, span, changed and len(after) == 1)
+                    self.model.compare(key, before[key], found, span, changed and len(after) == 1)
                 return
         # This process was held up for so long that a record may have vanished around the call: begin anew.
         for key in keys:
             self.store.forget(key)
-            known = self.known[key]
-            seen = [record.fence for record in (before[key], after[key], known.record) if record is not None]
-            known.record, known.grants, known.fence = None, {}, max(known.fence, *seen, 0)
-
-    def _may_be_gone(self, key: str, now: float) -> bool:
-        known = self.known[key]
-        return known.record is not None and known.gone[0] - TOLERANCE <= now
-
-    def _compare(self, key: str, before: Record | None, found: Record | None, span: tuple[float, float], touched: bool) -> None:
-        known = self.known[key]
-        expected = known.record
-        _same(expected, found, TOLERANCE + span[1] - span[0])
-        if expected is None or found is None:
-            return
-        if before is not None and before.state is RecordState.COMPLETED:
-            assert found == before, "a completed key has changed"
-        known.fence = max(known.fence, found.fence)
-        known.record = replace(expected, until=found.until, claimed_at=found.claimed_at)
-        if found.state is RecordState.COMPLETED:
-            return
-        kept = max(self.memory, STEPS_SECONDS) if found.steps else self.memory
-        if found.state is RecordState.LEASED:
-            known.gone = (found.until + kept - LONG, found.until + kept)
-        elif touched:
-            known.gone = (span[0] + kept, span[1] + kept)
+            self.model.forget(key, before[key], after[key])
 
     def _resolve(self, at: int, who: str | None) -> str:
         known = self.known[self.keys[at]]
         if who is None and not (known.record is not None and known.record.holder):
             self._claim(self.keys[at], holder=_HOLDERS[0], fingerprint=None, lease=SHORT)
         return who or (known.record.holder if known.record is not None else _HOLDERS[0])
-
-
-def _same(expected: Record | None, found: Record | None, tolerance: float) -> None:
-    """Compare two records: everything exactly but the times."""
-    if expected is None or found is None:
-        assert found is expected, f"found {found}, not {expected}"
-        return
-    told: tuple[str, ...] = ("state", "fingerprint", "fence", "attempts", "crashes", "suspicions", "beside", "owner", "result")
-    if expected.state is not RecordState.COMPLETED:  # who completed it need not be kept
-        told = (*told, "holder")
-    differ = {name: (getattr(found, name), getattr(expected, name)) for name in told if getattr(found, name) != getattr(expected, name)}
-    assert not differ, f"found and expected: {differ}"
-    assert _without_task(found.steps) == _without_task(expected.steps)
-    for name in ("until", "claimed_at"):
-        assert abs(getattr(found, name) - getattr(expected, name)) <= tolerance, f"{name}: {found} is not {expected}"
-
-
-def _without_task(steps: Any) -> dict[str, StoredResult]:
-    """Return steps without the task that kept them: a store need not remember it."""
-    return {name: replace(value, task_id="") for name, value in steps.items()}
 
 
 class StoreMachineContract:

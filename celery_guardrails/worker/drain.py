@@ -69,6 +69,7 @@ class Drain(bootsteps.StartStopStep):
         self._cut_off = CutOff(w, self._rails)
         stopping.reset()
         state.killing = state.started = False
+        state.drain_ends = None
         state.tally.reset()
         signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
@@ -154,6 +155,7 @@ class Drain(bootsteps.StartStopStep):
 
     def _wait(self) -> None:
         word = self._words.get()
+        state.drain_ends = time.monotonic() + (0.0 if word == "over" else self._seconds(word))
         try:
             if word != "over" and self._words.get(timeout=self._seconds(word)) == "over":
                 return

@@ -48,6 +48,9 @@ class GivingBack(bootsteps.StartStopStep):
     def _give_all_back(self, c: Any) -> None:
         ignore_errors(c, c.task_consumer.cancel)  # first, or they come again
         _read_what_was_asked_for(c.task_consumer.channel)
+        hear = getattr(getattr(c.pool, "_pool", None), "hear", None)
+        if hear is not None:  # what has begun stays; a process says so before it looks whether the worker is stopping
+            hear()
         semaphore = getattr(c.controller, "semaphore", None)
         if semaphore is not None:
             semaphore.clear()

@@ -13,6 +13,7 @@ from celery.utils.log import get_logger
 
 from ..integration import leaks
 from ..integration.app import ensure_guardrails
+from .result_pipes import SoundAsynPool
 
 __all__ = ["Leaks", "RecyclingAsynWorker", "RecyclingWorker"]
 
@@ -52,7 +53,7 @@ class _RecyclingPool(billiard.pool.Pool):
     Worker = RecyclingWorker
 
 
-class _RecyclingAsynPool(asynpool.AsynPool):
+class _RecyclingAsynPool(SoundAsynPool):
     Worker = RecyclingAsynWorker
 
 
@@ -80,7 +81,7 @@ def _install(pool: Any) -> bool:
     if not prefork:
         logger.warning("guardrails_recycle_on_leak: only processes of the prefork pool can be replaced; what leaks is named")
         return False
-    if pool.Pool is asynpool.AsynPool:
+    if pool.Pool in (asynpool.AsynPool, SoundAsynPool):  # whichever of the two steps came first
         pool.Pool = _RecyclingAsynPool
     if pool.BlockingPool is billiard.pool.Pool:
         pool.BlockingPool = _RecyclingPool

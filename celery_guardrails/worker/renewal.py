@@ -5,6 +5,7 @@ A child that holds the GIL for seconds cannot renew its own lease; the main proc
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery import bootsteps
@@ -16,6 +17,7 @@ from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
 from ..integration.solitude import solitude
 from ..policy.suspicion import QUARANTINE
+from . import holding  # noqa: F401 - what is imported answers control commands
 from .background import Background
 
 __all__ = ["Renewal"]
@@ -75,6 +77,7 @@ class Renewal(bootsteps.StartStopStep):
                 overtaken.mark(holder)
         self._hold_slots(lease)
         guard.skew = guard.store.now() - guard.clock.now()
+        state.renewed = time.monotonic()
         return lease / 3
 
     def _with_quarantine(self, leases: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.chromium import Chromium, live_server
-from tests.support.office import Office, migrated
+from tests.support.office import Office, admin_tables
 from tests.support.scenes import Scenes, furnish, url_of
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
@@ -20,14 +20,10 @@ PHONE, DESK = 390, 1280
 
 @pytest.fixture(scope="module")
 def scenes() -> Iterator[tuple[str, Scenes]]:
-    from django.db import connection
-
-    migrated()
-    with pytest.MonkeyPatch.context() as patch:
+    with admin_tables(), pytest.MonkeyPatch.context() as patch:
         pages = furnish(Office(patch), evil=EVIL)
         with live_server() as base:
             yield base, pages
-    connection.close()  # a database in memory is gone with it
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])

@@ -31,6 +31,7 @@ from celery_guardrails.policy.lease import StoredResult
 from celery_guardrails.ports import Move, Moved
 from tests.support.archive import Desk
 from tests.support.dead_letters import task_message
+from tests.support.killing import Killed, killed_at, meanwhile
 
 DAY = 86400.0
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
@@ -39,10 +40,6 @@ _SERVERS = [
     for library in ("django", "sqlalchemy")
     for server in ("postgres", "mariadb")
 ]
-
-
-class Killed(BaseException):
-    """kill -9."""
 
 
 @pytest.fixture(scope="module", params=["django-sqlite", "sqlalchemy-sqlite", *_SERVERS])
@@ -148,18 +145,10 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_doubled(
     expected = {letter.id: letter.message for letter in desk.kit.service.list()}
     distinct = {identifier for identifier in expected if "." not in identifier}  # of two that are the same in every byte one is enough
     for after in deaths:
-        steps = iter(range(after))
-
-        def die(point: str, steps: Iterator[int] = steps) -> None:
-            if next(steps, None) is None:
-                raise Killed(point)
-
-        desk.kit.broker._on_operation = die
-        with contextlib.suppress(Killed):
+        with contextlib.suppress(Killed), killed_at(desk.kit.broker, after):
             desk.run(batch=batch)
         # at the very moment of death each letter is in the table or in the queue
         assert {row.letter_id for row in desk.rows} | set(desk.kit.ids()) >= distinct
-    desk.kit.broker._on_operation = lambda point: None
     assert desk.run(batch=batch).clean
     assert desk.kit.broker.depth("celery.dead") == 0
     kept = desk.letters
@@ -170,15 +159,8 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_doubled(
 
 def test_a_letter_replayed_from_the_table_before_it_was_taken_is_only_taken(desk: Desk) -> None:
     desk.kit.bury()
-
-    def die(point: str) -> None:
-        if point == "before take":
-            raise Killed
-
-    desk.kit.broker._on_operation = die
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(desk.kit.broker, "before take"):
         desk.run()
-    desk.kit.broker._on_operation = lambda point: None
     assert desk.rows[0].taken_at is None
     assert desk.archive.replay(desk.archive.rows(), who="me").replayed == 1
     report = desk.run()
@@ -189,15 +171,8 @@ def test_a_letter_replayed_from_the_table_before_it_was_taken_is_only_taken(desk
 
 def test_a_letter_that_was_taken_by_a_run_that_could_not_say_so_is_settled_by_one_that_does_not_find_it(desk: Desk) -> None:
     original = desk.kit.bury()
-
-    def die(point: str) -> None:
-        if point == "after take":
-            raise Killed
-
-    desk.kit.broker._on_operation = die
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(desk.kit.broker, "after take"):
         desk.run()
-    desk.kit.broker._on_operation = lambda point: None
     desk.archive.discard(desk.archive.rows(), who="me")
     desk.kit.bury(task_message("other"))
     desk.run()
@@ -223,14 +198,8 @@ def test_a_copy_that_comes_after_its_letter_was_discarded_waits_again(desk: Desk
 
 def test_a_letter_that_somebody_else_takes_meanwhile_waits_with_a_note(desk: Desk) -> None:
     desk.kit.bury()
-
-    def other_operator(point: str) -> None:
-        if point == "before take":
-            desk.kit.broker._on_operation = lambda point: None
-            desk.kit.service.replay()
-
-    desk.kit.broker._on_operation = other_operator
-    report = desk.run()
+    with meanwhile(desk.kit.broker, "before take", desk.kit.service.replay):
+        report = desk.run()
     assert (report.archived, report.elsewhere, report.clean) == (0, 1, True)
     assert "somebody else" in desk.rows[0].note
 
@@ -238,14 +207,8 @@ def test_a_letter_that_somebody_else_takes_meanwhile_waits_with_a_note(desk: Des
 def test_two_runs_at_once_make_one_row_of_each_letter(desk: Desk) -> None:
     for number in range(4):
         desk.kit.bury(task_message("t", number))
-
-    def other_run(point: str) -> None:
-        if point == "before take":
-            desk.kit.broker._on_operation = lambda point: None
-            desk.run()
-
-    desk.kit.broker._on_operation = other_run
-    report = desk.run()
+    with meanwhile(desk.kit.broker, "before take", desk.run):
+        report = desk.run()
     assert (report.archived, report.elsewhere) == (0, 4)
     assert desk.states() == {"waiting": 4}
     assert {row.note for row in desk.rows} == {""}
@@ -470,20 +433,13 @@ def test_a_replay_killed_anywhere_loses_nothing(table: LetterTable, letters: int
     desk.run()
     killed = 0
     for after in deaths:
-        steps = iter(range(after))
-
-        def die(point: str, steps: Iterator[int] = steps) -> None:
-            if next(steps, None) is None:
-                raise Killed(point)
-
-        desk.kit.broker._on_operation = die
         try:
-            desk.archive.replay(desk.archive.rows(), who="me")
+            with killed_at(desk.kit.broker, after):
+                desk.archive.replay(desk.archive.rows(), who="me")
         except Killed:
             killed += 1
         waiting = set(desk.tasks(state="waiting"))
         assert waiting | {message.headers["id"] for message in desk.kit.broker.messages("celery")} == set(buried)
-    desk.kit.broker._on_operation = lambda point: None
     assert desk.archive.replay(desk.archive.rows(), who="me").clean
     live = Counter(message.headers["id"] for message in desk.kit.broker.messages("celery"))
     assert set(live) == set(buried)

@@ -64,7 +64,7 @@ class RedisContract(StoreContract):
         result = StoredResult("application/json", "utf-8", b"\x99\x01", "t")
         for number in range(1500):
             claim = store.claim(f"{key}.done.{number}", holder="a", fingerprint=None, lease=LONG)
-            store.complete(f"{key}.done.{number}", holder="a", fingerprint=None, fence=claim.fence, result=result, retention=LONG)
+            store.complete(f"{key}.done.{number}", holder="a", fingerprint=None, fence=claim.fence, result=result, retention=3600)
         held = {f"{key}.held.{number}" for number in range(20)}
         for number, name in enumerate(sorted(held)):
             store.claim(name, holder=f"h{number}", fingerprint=None, lease=LONG)

@@ -15,4 +15,4 @@ def test_every_task_of_the_app_is_guarded_but_the_one_that_says_not(deploy):
     app = deploy()
     ours = {name: task for name, task in app.app.tasks.items() if name.startswith("testapp.")}
     plain = {name for name, task in ours.items() if not getattr(task, "guarded", False)}
-    assert plain == {"testapp.unguarded", "testapp.errback"}
+    assert plain == {"testapp.unguarded", "testapp.unguarded_kill", "testapp.errback"}

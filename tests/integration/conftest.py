@@ -1,6 +1,9 @@
-"""One deployment for all tests of a module: ``shared_deploy`` is ``deploy`` with workers that outlive a test.
+"""Fixtures of several modules of this folder.
 
-The tests of such a module keep out of each other's way by the names of their effects: each takes its own from ``name``.
+One deployment for all tests of a module: ``shared_deploy`` is ``deploy`` with workers that outlive a test. The tests of such a
+module keep out of each other's way by the names of their effects: each takes its own from ``name``.
+
+And Django's admin in this process: ``office``.
 """
 
 from __future__ import annotations
@@ -11,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import APPS
+from tests.conftest import APPS, kinds_of_broker
 from tests.support import BrokerUnderTest, Deployment, Ledger, Workers
+from tests.support.office import Office, admin_tables
 from tests.support.provision import foreign_amqp
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on each kind of broker, or on those of ``@pytest.mark.brokers("redis")``; one kind after the other."""
+    """Run a test on each kind of broker, as one with ``broker``; one kind after the other."""
     if "shared_broker" in metafunc.fixturenames:
-        chosen = [kind for marker in metafunc.definition.iter_markers("brokers") for kind in marker.args]
-        metafunc.parametrize("shared_broker", chosen or ["redis", "amqp"], indirect=True)
+        metafunc.parametrize("shared_broker", kinds_of_broker(metafunc), indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,16 @@ def shared_deploy(
 def name() -> str:
     """What the effects of this test are on."""
     return f"n{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def tables_of_the_admin() -> Iterator[None]:
+    """Django's tables, made once for a module."""
+    with admin_tables():
+        yield
+
+
+@pytest.fixture
+def office(tables_of_the_admin: None, monkeypatch: pytest.MonkeyPatch) -> Office:
+    """An archive in Django's admin, empty at first."""
+    return Office(monkeypatch)

@@ -7,15 +7,6 @@ import json
 import pytest
 
 from tests.support import consistently, eventually
-from tests.support.http import HttpServer
-
-
-@pytest.fixture
-def receiver():
-    server = HttpServer()
-    server.answer(200, b"ok")
-    yield server
-    server.close()
 
 
 def told(receiver):

@@ -171,6 +171,7 @@ def kill_at_random(site: Site) -> None:
     assert site.broker.depth(f"{site.queue}.dead") == 0
 
 
+@pytest.mark.long_on("redis")
 def test_kills_at_random_moments_under_many_duplicates_leave_one_row_for_each_key(site: Site) -> None:
     kill_at_random(site)
 

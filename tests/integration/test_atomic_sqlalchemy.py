@@ -55,6 +55,7 @@ def completed(app, name: str) -> bool:
     return record is not None and record.state is RecordState.COMPLETED
 
 
+@pytest.mark.long_on("redis")
 def test_children_and_workers_killed_at_random_leave_one_row_a_key(app, rows):
     workers = app.start_workers(2, concurrency=2)
     names = [f"order{number}" for number in range(15)]

@@ -58,6 +58,7 @@ def settled(app):
     return ended and app.depth() == 0 and (app.broker.kind == "amqp" or app.guardrails.broker.delayed() == 0)
 
 
+@pytest.mark.long_on("amqp")
 def test_two_beats_fire_every_slot_once(deploy, beats):
     app = deploy("beating", env={"TESTAPP_SCHEDULE": json.dumps({"quick": ("tick", 1.0)})})
     app.worker()
@@ -79,6 +80,7 @@ def test_two_beats_fire_every_slot_once(deploy, beats):
     assert app.dead() == 0
 
 
+@pytest.mark.long_on("redis")
 def test_the_beat_inside_a_worker_fires_the_same_slots_as_one_beside_it(deploy, beats, tmp_path):
     app = deploy("beating", env={"TESTAPP_SCHEDULE": json.dumps({"quick": ("stumbling", 1.0)})})
     worker = app.worker(options=["-B", "-s", str(tmp_path / "inside.db")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,15 +108,6 @@ def test_however_a_message_dies_in_the_broker_its_letter_tells_the_cause_and_is_
 
 
 # -- who is told ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def receiver() -> Iterator[HttpServer]:
-    """What alerts are sent to."""
-    server = HttpServer()
-    server.answer(200, b"ok")
-    yield server
-    server.close()
 
 
 def deaths(receiver: HttpServer) -> list[dict[str, Any]]:

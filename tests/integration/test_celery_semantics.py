@@ -22,16 +22,6 @@ def app(shared_deploy):
     return app
 
 
-def certificates(app, task_id):
-    return [letter.headers["guardrails"] for letter in app.letters() if letter.headers.get("id") == task_id]
-
-
-def certificate(app, task_id):
-    """The one dead letter of a task."""
-    (found,) = eventually(lambda: certificates(app, task_id), 10, every=0.1, because="a dead letter")
-    return found
-
-
 def attempts(app, name, event="start"):
     return [entry.fields["attempt"] for entry in app.ledger.entries(event=event, key=name)]
 
@@ -71,7 +61,7 @@ def test_retry_without_max_retries_ends_with_the_policys_attempts(app, name):
     with pytest.raises(ConnectionError, match="asked for"):
         result.get(timeout=15)
     assert attempts(app, name) == [1, 2, 3]
-    found = certificate(app, result.id)
+    found = app.certificate(result.id)
     assert (found["reason"], found["attempts"], found["error"]) == ("exhausted", 3, "ConnectionError")
     assert state_of(app, name) is None
 
@@ -82,7 +72,7 @@ def test_max_retries_given_to_retry_goes_before_the_policy(app, name, max_retrie
     with pytest.raises(ConnectionError):
         result.get(timeout=15)
     assert attempts(app, name) == list(range(1, runs + 1))
-    found = certificate(app, result.id)
+    found = app.certificate(result.id)
     assert (found["reason"], found["attempts"]) == ("exhausted", runs)
 
 
@@ -124,7 +114,7 @@ def test_reject_is_dead_lettered_and_the_result_is_a_failure(app, name):
     result = app.send("reject", name)
     with pytest.raises(RejectedTask, match="on demand"):
         result.get(timeout=15)
-    assert certificate(app, result.id)["reason"] == "rejected"
+    assert app.certificate(result.id)["reason"] == "rejected"
     assert attempts(app, name) == [1]
     assert state_of(app, name) is None
 
@@ -134,7 +124,7 @@ def test_reject_with_requeue_runs_again_at_once_and_charges_nothing(app, name):
     assert result.get(timeout=15) == name
     assert attempts(app, name) == [1, 1, 1]
     assert app.ledger.count(name) == 1
-    assert certificates(app, result.id) == []
+    assert app.certificates(result.id) == []
 
 
 def test_ignore_ends_the_task_without_result_record_or_dead_letter(app, name):
@@ -143,7 +133,7 @@ def test_ignore_ends_the_task_without_result_record_or_dead_letter(app, name):
     settle(app)
     eventually(lambda: state_of(app, name) is None, 10)
     assert result.state == "PENDING"
-    assert certificates(app, result.id) == []
+    assert app.certificates(result.id) == []
     app.send("ignore", name)  # the key is free
     app.ledger.wait("end", name, times=2)
     assert attempts(app, name) == [1, 1]
@@ -157,7 +147,7 @@ def test_a_soft_time_limit_is_a_failed_attempt_that_is_tried_again(app, name):
     with pytest.raises(SoftTimeLimitExceeded):
         result.get(timeout=25)
     assert attempts(app, name) == [1, 2, 3]
-    found = certificate(app, result.id)
+    found = app.certificate(result.id)
     assert (found["reason"], found["attempts"], found["crashes"]) == ("exhausted", 3, 0)
     assert found["error"].endswith("SoftTimeLimitExceeded")
 
@@ -174,7 +164,7 @@ def test_a_hard_time_limit_is_a_failed_attempt_that_is_tried_again_and_no_crash(
         result.get(timeout=30)
     assert attempts(app, name) == [1, 2, 3]
     assert not app.ledger.overlaps(name)
-    found = certificate(app, result.id)
+    found = app.certificate(result.id)
     assert (found["reason"], found["attempts"], found["crashes"]) == ("exhausted", 3, 0)
     assert found["error"].endswith("TimeLimitExceeded")
     assert state_of(app, name) is None
@@ -202,7 +192,7 @@ def test_a_task_revoked_before_it_starts_does_not_run_and_leaves_its_key_free(ap
     assert [blocker.get(timeout=20) for blocker in blockers]
     assert app.send("effect", name).get(timeout=20) == name
     assert app.ledger.count(name, "start") == 1
-    assert certificates(app, result.id) == []
+    assert app.certificates(result.id) == []
 
 
 def test_a_delayed_task_that_is_revoked_does_not_run_when_its_time_comes(app, name):
@@ -227,7 +217,7 @@ def test_a_running_task_that_is_revoked_with_terminate_gives_its_lease_back_at_o
     app.ledger.wait("start", name, times=2, timeout=10)
     assert time.monotonic() - before < 5
     assert attempts(app, name) == [1, 1]
-    assert certificates(app, result.id) == []
+    assert app.certificates(result.id) == []
     app.app.control.revoke(f"again-{name}", terminate=True, signal="SIGKILL")
     eventually(lambda: state_of(app, name) is not RecordState.LEASED, 10)
 
@@ -237,7 +227,7 @@ def test_a_task_that_has_expired_does_not_run(app, name):
     with pytest.raises(TaskRevokedError, match="expired"):
         result.get(timeout=20)
     assert app.ledger.count(name, "start") == 0
-    assert certificates(app, result.id) == []
+    assert app.certificates(result.id) == []
 
 
 def test_a_task_that_expires_while_it_waits_for_its_time_does_not_run(app, name):
@@ -313,5 +303,5 @@ def test_a_task_without_dead_letters_fails_as_in_plain_celery(app, name):
     assert result.state == "FAILURE"
     assert attempts(app, name) == [1, 2, 3]
     settle(app)
-    consistently(lambda: certificates(app, result.id) == [], 0.5)
+    consistently(lambda: app.certificates(result.id) == [], 0.5)
     assert state_of(app, name) is None

@@ -38,6 +38,7 @@ def app(request: pytest.FixtureRequest, deploy: Any, broker: Any) -> Any:
     request.getfixturevalue("workers").destroy()  # before their database goes
 
 
+@pytest.mark.long_on("amqp")
 @pytest.mark.parametrize("clocks", CLOCKS)
 def test_a_lease_is_kept_and_not_taken_while_its_holder_lives(app: Any, clocks: str) -> None:
     first, second = CLOCKS[clocks]
@@ -51,6 +52,7 @@ def test_a_lease_is_kept_and_not_taken_while_its_holder_lives(app: Any, clocks: 
     assert app.ledger.count("a", "start") == 1
 
 
+@pytest.mark.long_on("amqp")
 @pytest.mark.parametrize("clocks", CLOCKS)
 def test_a_lease_is_taken_over_when_it_has_ended_and_not_before(app: Any, clocks: str) -> None:
     first, second = CLOCKS[clocks]

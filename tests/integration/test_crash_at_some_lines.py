@@ -69,10 +69,12 @@ def rows(postgres_url: str) -> Iterator[Rows]:
     engine.dispose()
 
 
+@pytest.mark.long_on("amqp")
 def test_a_child_that_dies_at_any_line_loses_nothing_and_repeats_only_what_was_not_recorded(shared_deploy, shared_broker):
     child(shared_deploy, shared_broker, 12)
 
 
+@pytest.mark.long_on("amqp")
 def test_a_child_that_dies_at_any_line_of_an_atomic_task_leaves_exactly_one_effect(shared_deploy, shared_broker, rows):
     atomic_child(shared_deploy, shared_broker, rows, 8)
 

@@ -23,16 +23,6 @@ def app(shared_deploy):
     return app
 
 
-def certificates(app, task_id):
-    return [letter.headers["guardrails"] for letter in app.letters() if letter.headers.get("id") == task_id]
-
-
-def certificate(app, task_id):
-    """The one dead letter of a task."""
-    (found,) = eventually(lambda: certificates(app, task_id), 10, every=0.1, because="a dead letter")
-    return found
-
-
 def only(app, name, event="start"):
     (found,) = app.ledger.wait(event, name)
     return found
@@ -81,7 +71,7 @@ def test_a_message_whose_deadline_has_passed_is_dead_lettered_and_its_body_does_
     with pytest.raises(DeadlineExceeded):
         result.get(timeout=15)
     assert result.state == "FAILURE"
-    found = certificate(app, result.id)
+    found = app.certificate(result.id)
     assert (found["reason"], found["attempts"]) == ("deadline", 0)
     assert found["error"].endswith("DeadlineExceeded")
     assert app.ledger.count(name, "start") == 0
@@ -113,7 +103,7 @@ def cut_off(app, name, task, error=DeadlineExceeded):
     assert result.state == "FAILURE"
     assert (app.ledger.count(name, "start"), app.ledger.count(name, "effect")) == (1, 0)
     eventually(lambda: name in str([entry.fields for entry in app.ledger.entries(event="errback")]), 10, because="the errback has run")
-    return certificate(app, result.id), lasted
+    return app.certificate(result.id), lasted
 
 
 def test_a_task_that_hangs_is_cut_off_at_its_deadline_and_dead_lettered(app, name):
@@ -135,7 +125,7 @@ def test_a_task_without_dead_letters_is_cut_off_and_fails(app, name):
     result = app.send("hang_plainly", name)
     with pytest.raises(DeadlineExceeded):
         result.get(timeout=20)
-    assert certificates(app, result.id) == []
+    assert app.certificates(result.id) == []
 
 
 @pytest.mark.brokers("redis")

@@ -11,7 +11,7 @@ from celery.exceptions import TimeLimitExceeded
 
 from celery_guardrails.errors import PoisonTask
 from tests.support import eventually
-from tests.support.pools import ANY
+from tests.support.pools import ANY, IN_MAIN
 
 LEASE = 3.0
 #: Seconds. On Redis what a dead worker held comes back after the visibility timeout and the next sweep.
@@ -174,11 +174,14 @@ def test_a_connection_that_carries_nothing_and_says_nothing_does_not_make_a_task
     redis = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=redis, guardrails_lease_seconds=LEASE, broker_heartbeat=2)
     cut_off = app.worker(pool=pool, env={"TESTAPP_BROKER_URL": broker.url.replace(f":{parts.port}/", f":{between.port}/")})
-    result = app.send("token", "a", 8.0)
+    result = app.send("token", "a", 24.0)
     (start,) = app.ledger.wait("start", "a")
     between.stall()
-    app.worker(pool=pool)
-    app.ledger.wait("end", "a", timeout=40)
+    other = app.worker(pool=pool)
+    if (pool, broker.kind) != ("solo", "amqp"):  # without an event loop it sends no heartbeats (consumer.py), so RabbitMQ misses none
+        other.wait_log(rf"\[{result.id}\] received", 60)
+        assert app.ledger.count("a", "end") == 0, "it came again while the first run went on"
+    app.ledger.wait("end", "a", timeout=60)
     assert result.get(timeout=60) == start.run
     between.mend()
     names = [f"n{number}" for number in range(8)]
@@ -203,3 +206,51 @@ def test_poison_in_a_worker_of_one_task_at_a_time_is_dead_after_three_workers(ap
     (letter,) = app.letters()
     assert (letter.headers["guardrails"]["reason"], letter.headers["guardrails"]["crashes"]) == ("poison", 3)
     assert app.ledger.count("a", "dies") == 3
+
+
+# -- bodies that end their process, where the worker would end with it ------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["threads", *IN_MAIN[1:]])
+def test_a_body_that_exits_is_poison_on_every_pool_and_its_worker_lives_on(app, pool):
+    worker = app.worker(pool=pool, concurrency=2)
+    poison = app.send("exit", "a")
+    beside = [app.send("effect", f"beside{number}", 0.3) for number in range(4)]
+    with pytest.raises(PoisonTask):
+        poison.get(timeout=60)
+    assert app.ledger.count("a", "dies") == 3
+    assert _charged(app, "a") == [(1, 0), (1, 1), (1, 2)]
+    (letter,) = eventually(app.letters, 20, because="a dead letter")
+    found = letter.headers["guardrails"]
+    assert (found["reason"], found["crashes"], found["attempts"]) == ("poison", 3, 0)
+    assert found["error"] == "SystemExit"
+    assert [result.get(timeout=40) for result in beside] == [f"beside{number}" for number in range(4)]
+    assert app.guardrails.lookup("effect:a") is None
+    assert app.send("exit", "b", times=1).get(timeout=40) == "b"
+    _holds_nothing(app, worker)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    "error", ["SystemExit", "KeyboardInterrupt", "asyncio.CancelledError", "greenlet.GreenletExit", "celery.exceptions.WorkerShutdown"]
+)
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_a_body_raises_that_is_no_exception_is_a_crash_on_every_pool(app, pool, error):
+    worker = app.worker(pool=pool, concurrency=2)
+    assert app.send("fail", "a", error=error, times=1).get(timeout=60) == "a"
+    assert _charged(app, "a") == [(1, 0), (1, 1)]
+    assert app.send("effect", "after").get(timeout=40) == "after"
+    _holds_nothing(app, worker)
+
+
+def _charged(app, name):
+    """The attempt and the crashes of each run."""
+    return [(start.fields["attempt"], start.fields["crashes"]) for start in app.ledger.entries(event="start", key=name)]
+
+
+def _holds_nothing(app, worker):
+    """It is the worker that was started, and its end puts nothing back into the queue."""
+    assert worker.alive()
+    eventually(lambda: app.depth() == 0)
+    assert worker.stop(60) == 0
+    assert app.depth() == 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import BrokerUnderTest, RedisServer, Workers
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, free_port
 from tests.support.waiting import eventually
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
@@ -114,6 +114,29 @@ def test_a_right_setting_passes_the_system_check(project):
     assert "no issues" in project.manage("check").stdout
 
 
+def test_what_the_doctor_finds_in_the_configuration_is_a_system_check(project):
+    done = project.manage("check", SHOP_PREFETCH="0")
+    assert "guardrails.W007" in done.stderr
+    assert "CELERY_WORKER_PREFETCH_MULTIPLIER = 1" in done.stderr
+
+
+def test_only_the_live_checks_connect_to_the_broker(project):
+    away = {"SHOP_BROKER_URL": f"redis://:s3cret@127.0.0.1:{free_port()}/0"}
+    assert "no issues" in project.manage("check", **away).stdout
+    assert "no issues" in project.manage("check", "--tag", "guardrails", **away).stdout
+    for tag in (["--tag", "guardrails_live"], ["--tag=guardrails_live"]):
+        done = project.manage("check", *tag, code=1, **away)
+        assert "guardrails.E010" in done.stderr
+        assert "s3cret" not in done.stderr
+
+
+def test_the_doctor_is_a_management_command(project):
+    done = project.manage("guardrails", "doctor", "--json", SHOP_PREFETCH="0")
+    found = {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["guardrails.W007"]["mend"] == "CELERY_WORKER_PREFETCH_MULTIPLIER = 1"
+    assert "guardrails.W021" in found  # the Redis of the tests keeps nothing
+
+
 # -- commands -------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +191,7 @@ def test_call_command_writes_to_the_given_streams_and_raises_for_failures(projec
     assert project.shell(code).splitlines() == ["'[]\\n'", "2 True"]
 
 
+@pytest.mark.long_on("redis")
 def test_dead_letters_are_listed_mended_and_replayed_through_manage_py(
     tmp_path: Path, broker: BrokerUnderTest, redis_server: RedisServer, workers: Workers, queue: str
 ) -> None:

@@ -19,25 +19,11 @@ from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
 from celery_guardrails.policy.history import PastAttempt, PastDeath
 from tests.support import django as dj
 from tests.support.dead_letters import Kit, task_message
-from tests.support.office import ACTIONS, LETTERS, TRAIL, Office, all_rights, asked, confirmed, hidden, migrated, text_of
+from tests.support.office import ACTIONS, LETTERS, TRAIL, Office, all_rights, asked, confirmed, hidden, text_of
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>"
-
-
-@pytest.fixture(scope="module")
-def tables() -> Iterator[None]:
-    from django.db import connection
-
-    migrated()
-    yield
-    connection.close()  # a database in memory is gone with it
-
-
-@pytest.fixture
-def office(tables: None, monkeypatch: pytest.MonkeyPatch) -> Office:
-    return Office(monkeypatch)
 
 
 # -- pages ----------------------------------------------------------------------------------------------------------
@@ -106,7 +92,7 @@ def test_the_error_and_the_traceback_of_every_attempt_are_shown_and_earlier_deat
     assert page.content.decode().count("<details open>") == 1
 
 
-def test_what_is_hidden_by_configuration_is_hidden_on_every_page(tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_hidden_by_configuration_is_hidden_on_every_page(tables_of_the_admin: None, monkeypatch: pytest.MonkeyPatch) -> None:
     office = Office(monkeypatch, redact=redactor(without_cards))
     row = office.bury("card 4111", message="refused 4111", traceback="File 4111", reason="permanent")
     client = office.browser(*all_rights())
@@ -129,7 +115,7 @@ def without_cards(value: Any) -> Any:
     return value.replace("4111", "…") if isinstance(value, str) else value
 
 
-def test_nothing_is_shown_while_the_redaction_is_configured_wrong(tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_shown_while_the_redaction_is_configured_wrong(tables_of_the_admin: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from celery_guardrails.contrib.django import pages
 
     app = Celery("wrong", broker="memory://", set_as_current=False)
@@ -330,7 +316,7 @@ def test_a_project_without_a_celery_app_is_told_that_nothing_was_done(office: Of
     assert "Nothing was done: no Celery app was found" in page.content.decode()
 
 
-def test_a_replay_is_committed_letter_by_letter_also_where_requests_are_atomic(tables: None) -> None:
+def test_a_replay_is_committed_letter_by_letter_also_where_requests_are_atomic(tables_of_the_admin: None) -> None:
     from django.urls import resolve
 
     for page in ("", "5/edit/", "canary/5/"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,23 +9,10 @@ import pytest
 from celery_guardrails.dead_letters.restore import restored
 from celery_guardrails.policy.delivery import Travel
 from tests.support.dead_letters import certificate_for
-from tests.support.office import LETTERS, Office, all_rights, asked, confirmed, hidden, migrated, text_of
+from tests.support.killing import Killed, killed_at
+from tests.support.office import LETTERS, Office, all_rights, asked, confirmed, hidden, text_of
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
-
-
-@pytest.fixture(scope="module")
-def tables() -> Iterator[None]:
-    from django.db import connection
-
-    migrated()
-    yield
-    connection.close()  # a database in memory is gone with it
-
-
-@pytest.fixture
-def office(tables: None, monkeypatch: pytest.MonkeyPatch) -> Office:
-    return Office(monkeypatch)
 
 
 class Run:
@@ -343,24 +329,13 @@ def test_two_who_let_go_at_once_never_let_more_go_than_the_stage_may(office: Off
 
 def test_a_process_that_is_killed_loses_no_letter_and_anybody_goes_on(office: Office) -> None:
     """Killed at every point of every publish; the letter in hand may be repeated, and its key keeps it from running twice."""
-
-    class Killed(BaseException):
-        pass
-
     letters = office.bury_many(110)
     run = Run(office)
     run.complete()
     bob = office.browser(*all_rights(), name="bob")
     for point in ["before send", "after send"] * 2:
-
-        def die(operation: str, point: str = point) -> None:
-            if operation == point:
-                raise Killed
-
-        office.kit.broker._on_operation = die
-        with pytest.raises(Killed):
+        with pytest.raises(Killed), killed_at(office.kit.broker, point):
             bob.post(run.url, {"do": "go on", "stage": str(run.row.stage)})
-        office.kit.broker._on_operation = lambda _: None
         waiting = {row.task_id for row in office.letters.filter(state="waiting")}
         live = {message.headers["id"] for message in office.kit.broker.messages("celery")}
         assert waiting | live == {row.task_id for row in letters}, "each letter waits, or is in its queue"

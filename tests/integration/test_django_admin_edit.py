@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,23 +12,9 @@ import pytest
 from celery_guardrails.dead_letters import KombuDecoder
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, RawMessage, Travel
 from tests.support.dead_letters import task_message
-from tests.support.office import LETTERS, TRAIL, Office, all_rights, migrated, text_of
+from tests.support.office import LETTERS, TRAIL, Office, all_rights, text_of
 
 pytest.importorskip("django", reason="pip install 'celery-guardrails[django]'")
-
-
-@pytest.fixture(scope="module")
-def tables() -> Iterator[None]:
-    from django.db import connection
-
-    migrated()
-    yield
-    connection.close()  # a database in memory is gone with it
-
-
-@pytest.fixture
-def office(tables: None, monkeypatch: pytest.MonkeyPatch) -> Office:
-    return Office(monkeypatch)
 
 
 def bury(office: Office, args: list[Any], **kwargs: Any) -> Any:

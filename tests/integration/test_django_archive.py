@@ -79,6 +79,7 @@ def rows(project: Project) -> list[str]:
         return [name for (name,) in connection.execute("SELECT task_id FROM guardrails_letter")]
 
 
+@pytest.mark.long_on("amqp")
 def test_killed_again_and_again_it_moves_each_letter_once_and_they_can_be_replayed_also_in_stages(
     project: Project, broker: BrokerUnderTest, workers: Workers, queue: str
 ) -> None:

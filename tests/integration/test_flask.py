@@ -153,6 +153,7 @@ def test_the_flask_command_line_has_the_same_commands(flask_app):
     assert (said.exit_code, said.output.splitlines()[0]) == (0, "builtins.KeyError: permanent")
 
 
+@pytest.mark.long_on("amqp")
 @pytest.mark.parametrize("tasks", ["plain", "as documented"])
 def test_dead_letters_are_listed_mended_and_replayed_through_flask(
     tmp_path: Path, broker: BrokerUnderTest, redis_server: RedisServer, workers: Workers, queue: str, tasks: str
@@ -184,3 +185,12 @@ def test_dead_letters_are_listed_mended_and_replayed_through_flask(
     (tmp_path / "mended").touch()
     assert "replayed 1 of 1" in flask_guardrails("dead-letters", "replay", letter["id"])
     eventually(lambda: log()[1:] == ["charged 7"], 20, because="it is charged")
+
+
+def test_the_doctor_is_a_command_of_flask(flask_app):
+    celery_app = make_celery()
+    GuardrailsFlask(flask_app, celery_app)
+    celery_app.conf.worker_prefetch_multiplier = 0
+    done = flask_app.test_cli_runner().invoke(args=["guardrails", "doctor", "--offline", "--json"])
+    assert done.exit_code == 0, done.output
+    assert "guardrails.W007" in [finding["id"] for finding in json.loads(done.output)["findings"]]

@@ -18,14 +18,6 @@ def app(shared_deploy):
     return app
 
 
-def certificate(app, result):
-    def found():
-        return [letter.headers["guardrails"] for letter in app.letters() if letter.headers["id"] == result.id]
-
-    (only,) = eventually(found, 10, every=0.1, because="a dead letter")
-    return only
-
-
 def test_a_task_that_kills_its_child_every_time_is_dead_after_three_crashes_and_its_neighbours_pay_nothing(app, name):
     before = [app.send("effect", f"{name}.before{number}", 0.1) for number in range(8)]
     sent = time.monotonic()
@@ -34,7 +26,7 @@ def test_a_task_that_kills_its_child_every_time_is_dead_after_three_crashes_and_
     with pytest.raises(PoisonTask):
         poison.get(timeout=30)
     assert time.monotonic() - sent < 30
-    found = certificate(app, poison)
+    found = app.certificate(poison.id)
     assert (found["reason"], found["crashes"], found["attempts"]) == ("poison", 3, 0)
     assert "PoisonTask" in found["error"] or "WorkerLostError" in found["error"]
     assert app.ledger.count(name, "dies") == 3
@@ -69,7 +61,7 @@ def test_a_task_that_ends_its_process_is_poison_too(app, name):
     result = app.send("exit", name)
     with pytest.raises(PoisonTask):
         result.get(timeout=30)
-    assert certificate(app, result)["reason"] == "poison"
+    assert app.certificate(result.id)["reason"] == "poison"
     assert app.ledger.count(name, "dies") == 3
 
 
@@ -77,7 +69,7 @@ def test_a_memory_error_is_a_failed_attempt_and_the_main_process_lives_on(app, n
     result = app.send("memory_error", name)
     with pytest.raises(RetryableError, match="MemoryError"):
         result.get(timeout=30)
-    found = certificate(app, result)
+    found = app.certificate(result.id)
     assert (found["reason"], found["attempts"], found["crashes"]) == ("exhausted", 3, 0)
     assert "MemoryError" in found["error"]
     assert app.send("memory_error", f"{name}.once", times=1).get(timeout=20) == f"{name}.once"

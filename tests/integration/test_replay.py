@@ -15,15 +15,12 @@ from celery_guardrails.dead_letters import Filter
 from celery_guardrails.policy.deadletter import DeathCertificate
 from celery_guardrails.policy.delivery import RawMessage, Travel
 from tests.support import Deployment, Ledger, Workers, eventually
+from tests.support.killing import Killed
 from tests.support.processes import ROOT
 
 LETTERS = 200
 #: Every so many letters, one dies of its first replay as well.
 STUBBORN = 10
-
-
-class Killed(BaseException):
-    """kill -9, in this process."""
 
 
 @pytest.fixture
@@ -56,6 +53,7 @@ def travels(deployment: Deployment) -> list[Travel]:
     return [Travel.from_headers(message.headers) for message in deployment.broker.drain(deployment.queue)]
 
 
+@pytest.mark.long_on("redis")
 @pytest.mark.timeout(400)
 def test_two_hundred_letters_replayed_by_a_command_that_is_killed_half_way_have_each_effect_once(deploy, command, ledger: Ledger) -> None:
     shop = deploy()

@@ -158,6 +158,7 @@ def test_a_replay_whose_channel_was_closed_while_it_was_stopped_goes_on_in_a_new
     assert waiting(shop) == Counter(names)
 
 
+@pytest.mark.long_on("amqp")
 def test_a_command_that_is_stopped_and_continued_moves_each_letter_once(deploy, command: Callable[..., Any]) -> None:  # noqa: F811
     shop = deploy()
     names = bury(shop, 40)
@@ -174,6 +175,7 @@ def test_a_command_that_is_stopped_and_continued_moves_each_letter_once(deploy, 
     assert shop.dead() == 0
 
 
+@pytest.mark.long_on("redis")
 def test_ctrl_c_ends_a_command_behind_the_letter_in_hand_with_exact_totals(deploy, command: Callable[..., Any]) -> None:  # noqa: F811
     shop = deploy()
     names = bury(shop, 40)

@@ -67,6 +67,7 @@ def test_while_the_breaker_is_open_the_broker_holds_the_backlog_and_nobody_is_ch
     assert app.dead() == 0
 
 
+@pytest.mark.long_on("amqp")
 def test_a_half_open_breaker_lets_single_probes_through(gateway):
     app = gateway(breaker=QUICK_BREAKER, retry={"base": 0.2, "cap": 0.5, "max_attempts": 50})
     app.start_workers(2, concurrency=4)
@@ -136,6 +137,7 @@ def test_retries_of_the_fleet_keep_to_the_budget_and_lose_no_attempt_by_waiting(
     assert [result.get(timeout=60) for result in results] == names("n", 10)
 
 
+@pytest.mark.long_on("redis")
 def test_an_operator_opens_and_closes_a_breaker(gateway):
     app = gateway()
     app.worker(concurrency=2)

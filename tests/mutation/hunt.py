@@ -279,7 +279,15 @@ class Hunt:
             if name.partition(".")[0] in (PACKAGE, "tests") and not name.startswith("tests.mutation"):
                 del sys.modules[name]
         sys.dont_write_bytecode = True
-        sys.meta_path.insert(0, _Finder(f"{PACKAGE}.{mutant.file[:-3].replace('/', '.')}".removesuffix(".__init__"), source, mutant))
+        finder = _Finder(f"{PACKAGE}.{mutant.file[:-3].replace('/', '.')}".removesuffix(".__init__"), source, mutant)
+        sys.meta_path.insert(0, finder)
+        # Before pytest starts: it puts a finder of its own before ours, which takes the modules of every plug-in that is installed
+        # editable, as this package is (_mark_plugins_for_rewrite in _pytest/config/__init__.py, 9.2).
+        try:
+            importlib.import_module(finder.name)
+        except Exception as exc:  # noqa: BLE001 - whatever a mutant does when it is imported
+            note.write_text(f"import: {exc!r}")
+            return _KILLED
         names = self._chosen(mutant.file)
         order = {
             item.nodeid: seconds
@@ -288,6 +296,8 @@ class Hunt:
         }
         tests = sorted({nodeid.split("::")[0] for nodeid in order})
         code = pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"], plugins=[_Witness(note, order)])
+        if sys.modules[finder.name].__loader__ is not finder:
+            raise RuntimeError("the tests met the module as it is written, not the mutant")
         return _SURVIVED if code == pytest.ExitCode.OK else _KILLED
 
     def _redis(self, slot: int) -> None:
@@ -310,12 +320,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports one module as the mutant has it."""
 
     def __init__(self, name: str, source: str, mutant: Mutant) -> None:
-        self._name = name
+        self.name = name
         self._source = source
         self._mutant = mutant
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != self._name:
+        if fullname != self.name:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=self._mutant.file.endswith("__init__.py"))
 

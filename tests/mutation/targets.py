@@ -21,6 +21,8 @@ PYTHON: dict[str, tuple[str, ...]] = {
     "policy/verdict.py": (_WORDS, "unit/test_verdict.py", "unit/test_guard.py", "unit/test_running.py"),
     "policy/progress.py": (_WORDS, "unit/test_progress.py", "unit/test_verdict.py"),
     "policy/suspicion.py": (_WORDS, "unit/test_suspicion.py"),
+    "policy/leaks.py": (_WORDS, "unit/test_leaks.py"),
+    "policy/overrun.py": (_WORDS, "unit/test_overrun.py"),
     "policy/window.py": ("unit/test_window.py", "unit/test_budget.py"),
     "policy/budget.py": ("unit/test_budget.py", "unit/test_breaker.py"),
     "policy/breaker.py": ("unit/test_breaker.py", "unit/test_resource.py"),

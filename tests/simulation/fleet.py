@@ -278,7 +278,8 @@ class Worker(Host):
         self.guard = self._guard(Patience(complete=LEASE * 4, release=1.0, publish=1.0))
         self.main_guard = self._guard(Patience(complete=0.0, release=0.0, publish=0.0))
         options = SimpleNamespace(retention=None, retryable=(), permanent=(), atomic=fleet.atomic)
-        self.task = SimpleNamespace(name="work", guardrails=self, guard_options=options, _body=self._body)
+        request = SimpleNamespace(chord=None)
+        self.task = SimpleNamespace(name="work", guardrails=self, guard_options=options, _body=self._body, request=request)
 
     def _guard(self, patience: Patience) -> Guard:
         return Guard(

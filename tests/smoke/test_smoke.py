@@ -42,7 +42,7 @@ def test_a_task_that_kills_its_process_is_dead_lettered_after_three_crashes(cele
 def test_a_worker_that_is_told_to_stop_finishes_its_task(celery_setup, effects):
     result = tasks.effect.delay("a", 2.0)
     eventually(lambda: effects("a", "start") == 1, 20)
-    celery_setup.worker.restart(force=True)
+    celery_setup.worker.restart()  # with ``force`` it would be told twice, and hand its task back
     assert result.get(timeout=20) == "a"
     assert effects("a", "start") == effects("a") == 1
 

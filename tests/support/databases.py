@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import sqlite3
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import psutil
 
 from . import processes
+from .own_server import OwnServer
 from .waiting import eventually
 
 __all__ = ["Databases", "PrivateServer", "first_program", "query"]
@@ -110,16 +110,12 @@ class Databases:
         raise NotImplementedError
 
 
-class PrivateServer(Databases):
+class PrivateServer(OwnServer, Databases):
     """A server of our own on a loopback port, with its data in a directory of its own; a test may kill and start it again."""
 
-    #: Name for people.
-    title = ""
-
     def __init__(self) -> None:
-        super().__init__("")
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        OwnServer.__init__(self)
+        Databases.__init__(self, "")
         # Not pytest's: that one only root may enter, and PostgreSQL refuses to be root.
         self.directory = Path(tempfile.mkdtemp(prefix="guardrails-"))
 
@@ -127,22 +123,9 @@ class PrivateServer(Databases):
         """Start, or start again on the same port with the same data; returns when it answers."""
         if not (self.directory / "data").exists():
             self._initialise()
-        for attempt in range(5):  # another process may take the port between its choice and the bind
-            port = self.port or processes.free_port()
-            self._process = self._launch(port)
-            try:
-                eventually(lambda port=port: self._answers(port), 60, because=self.log)  # type: ignore[misc]
-            except ChildProcessError:
-                if self.port or attempt == 4:
-                    raise
-                continue
-            self.port = port
-            return
+        self._come_up(60)
 
     def _answers(self, port: int) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise ChildProcessError(f"{self.title} ended with {self._process.returncode}\n{self.log()}")
         if not processes.listens(port):
             return False
         self.admin_url = self._url(port)
@@ -156,9 +139,6 @@ class PrivateServer(Databases):
         """Make the data directory."""
         raise NotImplementedError
 
-    def _launch(self, port: int) -> subprocess.Popen[bytes]:
-        raise NotImplementedError
-
     def _url(self, port: int) -> str:
         raise NotImplementedError
 
@@ -166,16 +146,6 @@ class PrivateServer(Databases):
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", user=user, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise RuntimeError(f"{command[0]} ended with {done.returncode}\n{done.stdout}{done.stderr}")
-
-    @property
-    def pid(self) -> int:
-        """Of the server's first process."""
-        assert self._process is not None
-        return self._process.pid
-
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
         """SIGKILL to all of it: a crash. What was committed is there after :meth:`start`."""
@@ -189,25 +159,6 @@ class PrivateServer(Databases):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         eventually(lambda: not any(map(_runs, family)), 10, because=f"{self.title} is gone")
-
-    def restart(self) -> None:
-        """Kill, and start again on the same port."""
-        self.kill()
-        self.start()
-
-    def freeze(self) -> None:
-        """SIGSTOP to all of it: it accepts connections and never answers."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        leader = psutil.Process(self.pid)
-        for one in (leader, *leader.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.send_signal(number)
 
     def close(self) -> None:
         """End it and throw its data away."""

@@ -14,6 +14,7 @@ from celery_guardrails.policy.delivery import RawMessage
 
 from .brokers import BrokerUnderTest
 from .ledger import Ledger
+from .waiting import eventually
 from .workers import Worker, Workers
 
 
@@ -102,6 +103,15 @@ class Deployment:
         """Messages in the dead letter queue, byte for byte; they stay there."""
         with contextlib.closing(self.guardrails.broker.browse(self.dead_queue)) as found:
             return [letter.message for letter in found]
+
+    def certificates(self, task_id: str) -> list[dict[str, Any]]:
+        """What the dead letters of a task say of its death, as it stands in their header."""
+        return [letter.headers["guardrails"] for letter in self.letters() if letter.headers.get("id") == task_id]
+
+    def certificate(self, task_id: str) -> dict[str, Any]:
+        """Wait for the one dead letter of a task, and return what it says."""
+        (found,) = eventually(lambda: self.certificates(task_id), 30, every=0.1, because="a dead letter")
+        return found
 
     @property
     def guardrails(self) -> Any:

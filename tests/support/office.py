@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,19 +21,23 @@ from celery_guardrails.policy.lease import StoredResult
 from . import django as dj
 from .dead_letters import Kit, task_message
 
-__all__ = ["ACTIONS", "LETTERS", "TRAIL", "Office", "all_rights", "asked", "confirmed", "hidden", "migrated", "text_of"]
+__all__ = ["ACTIONS", "LETTERS", "TRAIL", "Office", "admin_tables", "all_rights", "asked", "confirmed", "hidden", "text_of"]
 
 LETTERS = "/admin/guardrails/archivedletter/"
 TRAIL = "/admin/guardrails/auditentry/"
 ACTIONS = ("replay", "canary", "discard", "restore")
 
 
-def migrated() -> None:
-    """Make the tables of the admin in a database in memory; close Django's connection to be rid of it."""
+@contextmanager
+def admin_tables() -> Iterator[None]:
+    """Make the tables of the admin in a database in memory, which is gone with Django's connection to it."""
     from django.core.management import call_command
+    from django.db import connection
 
     dj.configure()
     call_command("migrate", verbosity=0)
+    yield
+    connection.close()
 
 
 class Office:

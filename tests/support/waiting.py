@@ -8,6 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: Seconds between two questions, when they have been asked for two seconds.
+_SELDOM = 0.1
+
 
 def eventually(
     condition: Callable[[], T],
@@ -24,14 +27,15 @@ def eventually(
     Args:
         condition: asked until its answer is true.
         timeout: seconds.
-        every: seconds between two questions.
+        every: seconds between two questions at first; later they are asked less often, the others need the processor.
         because: what to say (or a callable that looks at what to say) when the time is up.
         ignoring: further errors that mean "not yet".
 
     Raises:
         AssertionError: when the time is up; it shows the last answer or error.
     """
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
+    deadline = begun + timeout
     not_yet: tuple[type[BaseException], ...] = (AssertionError, *ignoring)
     while True:
         last: object
@@ -47,7 +51,8 @@ def eventually(
             reason = because() if callable(because) else because
             name = getattr(condition, "__name__", repr(condition))
             raise AssertionError(f"not within {timeout:g} s: {reason or name} (last: {last!r})") from cause
-        time.sleep(every)
+        waited = time.monotonic() - begun
+        time.sleep(max(every, min(waited / 20, _SELDOM)))
 
 
 def consistently(condition: Callable[[], object], seconds: float = 1.0, *, every: float = 0.05, because: str = "") -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from celery import Celery
 
 from . import processes
 from .waiting import eventually
@@ -34,17 +35,30 @@ class Worker:
 
     # -- what it does -------------------------------------------------------------------------------------------
 
+    @property
+    def hostname(self) -> str:
+        """Its name among workers, as remote control takes it."""
+        return f"{self.name}@test"
+
+    def turn(self, app: Celery) -> None:
+        """Wait until its event loop has gone round: what it had received is in the pipes of its processes."""
+        for _ in range(3):
+            assert app.control.ping(destination=[self.hostname], timeout=30, limit=1)
+
     def log(self) -> str:
         """Everything it printed."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def wait_ready(self, timeout: float = 40) -> Worker:
+    def wait_ready(self, timeout: float = 120) -> Worker:
         """Wait until it consumes."""
 
         def ready() -> bool:
-            if not self.alive():
+            ended = not self.alive()
+            if READY.search(self.log()):  # it may have been killed since, by its first task
+                return True
+            if ended:
                 raise RuntimeError(f"{self!r} ended with {self._process.returncode}\n{processes.tail(self._log)}")
-            return bool(READY.search(self.log()))
+            return False
 
         eventually(ready, timeout, because=lambda: f"{self!r} is ready\n{processes.tail(self._log)}")
         return self

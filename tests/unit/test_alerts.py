@@ -39,14 +39,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_BACKOFF", (0.01, 0.02))
 
 
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    server = HttpServer()
-    server.answer(200, b"ok")
-    yield server
-    server.close()
-
-
 Process = Callable[..., Guardrails]
 
 

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ NOON = 1_900_000_000.0
 CARD = Kind("0123456789abcdef", "shop.charge", "celery", "permanent", "shop.CardDeclined", "no <money> & no hope", 3, new=True)
 OLD = Kind("fedcba9876543210", "shop.mail", "mail", "exhausted", "ConnectionError", "gone", 412)
 NEW = Alert("new", 415, (CARD, OLD), 0, NOON, NOON + 60)
-
-
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    server = HttpServer()
-    server.answer(200, b"ok")
-    yield server
-    server.close()
 
 
 # -- the text -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +19,8 @@ from celery_guardrails.errors import PublishFailed
 from celery_guardrails.policy.lease import StoredResult
 from tests.support.archive import Desk
 from tests.support.dead_letters import task_message
+from tests.support.killing import Killed, killed_at, meanwhile
 from tests.unit.test_dead_letters_cli import make_runner
-
-
-class Killed(BaseException):
-    """kill -9."""
 
 
 class Office(Desk):
@@ -61,30 +57,10 @@ class Office(Desk):
     def queued(self) -> list[str]:
         return [message.headers["id"] for message in self.kit.broker.messages("celery.dead")]
 
-    def die_at(self, number: int) -> None:
-        """Be killed at the broker's operation with this number, from 0."""
-        steps = iter(range(number))
-
-        def die(point: str) -> None:
-            if next(steps, None) is None:
-                raise Killed(point)
-
-        self.kit.broker._on_operation = die
-
-    def live_on(self) -> None:
-        self.kit.broker._on_operation = lambda point: None
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQLAlchemyTable]:
-    made = SQLAlchemyTable(f"sqlite:///{tmp_path_factory.mktemp('archive')}/letters.db")
-    yield made
-    made.close()
-
 
 @pytest.fixture
-def office(table: SQLAlchemyTable) -> Office:
-    made = Office(table)
+def office(letter_table: SQLAlchemyTable) -> Office:
+    made = Office(letter_table)
     made.fill()
     return made
 
@@ -148,15 +124,8 @@ def test_show_finds_a_letter_wherever_it_is(office: Office) -> None:
 
 def cut_off(office: Office) -> None:
     """Let an archiving run be killed between its insert and its first take."""
-
-    def die(point: str) -> None:
-        if point == "before take":
-            raise Killed
-
-    office.kit.broker._on_operation = die
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(office.kit.broker, "before take"):
         office.run()
-    office.live_on()
     assert office.queued() == ["q1", "q2"]
 
 
@@ -228,28 +197,21 @@ def test_a_letter_of_the_archive_can_be_edited(office: Office) -> None:
 
 
 def test_a_canary_that_dies_again_and_is_archived_at_once_stops_it(office: Office) -> None:
-    def dies(point: str) -> None:
-        if point == "after send":
-            office.live_on()
-            message = office.kit.broker.messages("celery")[0]
-            office.kit.bury(message, last_seen=office.kit.clock.now() + 1)
-            office.run(queues=["celery"])
+    def dies() -> None:
+        message = office.kit.broker.messages("celery")[0]
+        office.kit.bury(message, last_seen=office.kit.clock.now() + 1)
+        office.run(queues=["celery"])
 
-    office.kit.broker._on_operation = dies
-    report = office.json("replay", "--archived", "--canary", code=1)
+    with meanwhile(office.kit.broker, "after send", dies):
+        report = office.json("replay", "--archived", "--canary", code=1)
     assert (report["replayed"], report["canary"]["stage"]) == (1, "one letter")
     assert "dead again" in report["stopped"]
     assert [entry.action for entry in office.trail[-2:]] == ["canary", "archive"]
 
 
 def test_what_another_operator_replays_meanwhile_is_left_to_them(office: Office) -> None:
-    def other(point: str) -> None:
-        if point == "before send":
-            office.live_on()
-            office.everywhere("bob").replay(ids=["a2"])
-
-    office.kit.broker._on_operation = other
-    assert office.json("replay", "--archived")["replayed"] == 1
+    with meanwhile(office.kit.broker, "before send", lambda: office.everywhere("bob").replay(ids=["a2"])):
+        assert office.json("replay", "--archived")["replayed"] == 1
     assert sorted(office.live()) == ["a1", "a2"]
 
 
@@ -261,7 +223,7 @@ def test_what_cannot_be_published_waits_on_where_it_is(office: Office) -> None:
     office.kit.broker._on_operation = broken
     report = office.json("replay", code=1)
     assert (report["failed"], report["failures"][0]["why"]) == (4, "no such queue")
-    office.live_on()
+    office.kit.broker._on_operation = lambda point: None
     assert office.listed() == WAITING
 
 
@@ -272,10 +234,8 @@ def test_a_refused_command_says_so_on_the_trail(office: Office) -> None:
 
 @pytest.mark.parametrize("number", range(12))
 def test_a_replay_killed_anywhere_loses_nothing_and_repeats_one_letter_at_most(office: Office, number: int) -> None:
-    office.die_at(number)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(office.kit.broker, number):
         office.everywhere().replay()
-    office.live_on()
     assert {name for name, _, _ in office.listed()} | set(office.live()) == {"a1", "a2", "q1", "q2"}
     assert office.trail[-1].after is None
     assert office.everywhere().replay().clean
@@ -332,10 +292,8 @@ def test_a_discard_and_its_dry_run_agree(office: Office) -> None:
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_discard_killed_anywhere_loses_nothing(office: Office, number: int) -> None:
-    office.die_at(number)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(office.kit.broker, number):
         office.everywhere().discard()
-    office.live_on()
     assert set(office.queued()) | set(office.tasks()) == {"a1", "a2", "q1", "q2"}
     assert office.everywhere().discard().clean
     assert (office.listed(), office.states(), office.queued()) == ([], {"discarded": 4}, [])

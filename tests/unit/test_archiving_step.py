@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,12 +18,9 @@ from celery_guardrails.dead_letters.archive import State
 from celery_guardrails.worker.archiving import Archiving, check_archive, turn_of
 from tests.support.archive import Desk
 from tests.support.dead_letters import task_message
+from tests.support.killing import Killed, killed_at, meanwhile
 
 SECONDS = 600.0
-
-
-class Killed(BaseException):
-    """kill -9."""
 
 
 class Fleet(Desk):
@@ -46,16 +42,9 @@ class Fleet(Desk):
         return self.kit.store.lookup(turn_of(["celery.dead"]))
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQLAlchemyTable]:
-    made = SQLAlchemyTable(f"sqlite:///{tmp_path_factory.mktemp('archive')}/letters.db")
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def fleet(table: SQLAlchemyTable) -> Fleet:
-    return Fleet(table)
+def fleet(letter_table: SQLAlchemyTable) -> Fleet:
+    return Fleet(letter_table)
 
 
 def test_one_worker_archives_and_the_others_leave_it_alone_until_the_time_is_over(fleet: Fleet) -> None:
@@ -91,32 +80,23 @@ def test_while_one_archives_no_other_does(fleet: Fleet) -> None:
     fleet.bury()
     other = fleet.worker("w2")
 
-    def meanwhile(point: str) -> None:
-        if point == "before take":
-            fleet.kit.broker._on_operation = lambda point: None
-            other._round()
-            assert fleet.lease().owner == "worker w1"
+    def comes() -> None:
+        other._round()
+        assert fleet.lease().owner == "worker w1"
 
-    fleet.kit.broker._on_operation = meanwhile
-    fleet.worker("w1")._round()
+    with meanwhile(fleet.kit.broker, "before take", comes):
+        fleet.worker("w1")._round()
     assert [entry.who for entry in fleet.trail] == ["worker w1"]
 
 
 @pytest.mark.parametrize("point", ["before take", "after take"])
 def test_a_worker_that_is_killed_while_it_archives_is_followed_by_another_when_its_lease_is_over(fleet: Fleet, point: str) -> None:
     fleet.bury(3)
-
-    def die(now: str) -> None:
-        if now == point:
-            raise Killed
-
-    fleet.kit.broker._on_operation = die
     release = fleet.kit.store.release
     fleet.kit.store.release = lambda *_, **__: None  # who is killed releases nothing
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(fleet.kit.broker, point):
         fleet.worker("w1")._round()
     fleet.kit.store.release = release
-    fleet.kit.broker._on_operation = lambda now: None
     assert len(fleet.rows) == 3
     survivor = fleet.worker("w2")
     survivor._round()

@@ -21,6 +21,7 @@ from celery_guardrails import GuardedTask, Guardrails, GuardrailsConfigError, cu
 from celery_guardrails.integration import beat
 from celery_guardrails.integration.beat import current_slot, slot_of, watch
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
+from tests.support.sent import Sent
 
 UTC = dt.timezone.utc
 NOON = dt.datetime(2024, 5, 6, 12, tzinfo=UTC)
@@ -227,25 +228,6 @@ def test_an_entry_that_is_fired_again_in_its_slot_runs_again(app: Celery) -> Non
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------
-
-
-class Sent(list[dict[str, Any]]):
-    """What was published."""
-
-    @property
-    def keys(self) -> list[Any]:
-        return [one["headers"][TRAVEL_HEADER].get("key") for one in self]
-
-
-@pytest.fixture
-def sent(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Sent:
-    found = Sent()
-
-    def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> None:
-        found.append({"name": name, "args": args, "kwargs": kwargs, **options})
-
-    monkeypatch.setattr(app, "send_task", send_task)
-    return found
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from celery_guardrails.policy.delivery import RawMessage
 from celery_guardrails.policy.lease import StoredResult
 from celery_guardrails.testing.memory_broker import MemoryBroker
 from tests.support.dead_letters import task_message
+from tests.support.killing import Killed, killed_at
 
 NOTICES = "guardrails.notices.shop"
 
@@ -30,10 +31,6 @@ class Broker(MemoryBroker):
 
     def exists(self, queue: str) -> bool:
         return queue in self._ready
-
-
-class Killed(BaseException):
-    """kill -9."""
 
 
 class Desk:
@@ -117,14 +114,8 @@ def test_the_same_letter_is_not_told_twice(desk):
 
 @pytest.mark.parametrize("point", ["before take", "after take"])
 def test_a_worker_that_is_killed_leaves_a_notice_that_the_next_one_tells_no_second_time(desk, point):
-    def die(now: str) -> None:
-        if now == point:
-            desk.broker._on_operation = desk.points.append
-            raise Killed
-
     desk.die(errback=True)
-    desk.broker._on_operation = die
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(desk.broker, point):
         desk.round()
     desk.round()
     assert (len(desk.told), len(desk.errbacks), desk.broker.depth(NOTICES)) == (1, 1, 0)

@@ -6,7 +6,7 @@ import pytest
 from celery import Celery
 
 from celery_guardrails import Guardrails, GuardrailsConfigError
-from celery_guardrails.config import Settings
+from celery_guardrails.config import Settings, address_of
 from celery_guardrails.integration.app import ensure_guardrails
 
 
@@ -34,6 +34,18 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("store", "localhost"),
         ("delay_queue_type", "stream"),
         ("http", "nowhere"),
+        ("http", "9100"),
+        ("http", ":9100"),
+        ("http", 9100),
+        ("http", "::1:9100"),
+        ("http", "127.0.0.1:65536"),
+        ("http", "127.0.0.1:-1"),
+        ("http", "127.0.0.1:"),
+        ("http", "http://127.0.0.1:9100"),
+        ("http", "user@host:9100"),
+        ("http", "my host:9100"),
+        ("http", "[::1]"),
+        ("http", "127.0.0.1:9100\n"),
         ("namespace", ""),
         ("archive", "postgres"),
         ("archive_seconds", 0.5),
@@ -53,6 +65,21 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(name: str, 
     with pytest.raises(GuardrailsConfigError, match=rf"guardrails_{name} = .*is allowed") as caught:
         Settings.from_mapping({f"guardrails_{name}": value})
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("127.0.0.1:9100", ("127.0.0.1", 9100)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("worker-1.shop_net:65535", ("worker-1.shop_net", 65535)),
+        ("[::1]:9100", ("::1", 9100)),
+        ("[fe80::1%eth0]:9100", ("fe80::1%eth0", 9100)),
+        ("[::]:9100", ("::", 9100)),
+    ],
+)
+def test_where_the_worker_listens_is_host_and_port(value: str, address: tuple[str, int]) -> None:
+    assert address_of(str(Settings(http=value).http)) == address
 
 
 def test_an_unknown_setting_is_refused_and_the_nearest_is_named() -> None:

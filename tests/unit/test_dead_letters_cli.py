@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from redis.exceptions import ConnectionError as RedisAway
 
 from celery_guardrails.cli import commands
-from celery_guardrails.cli import guardrails as celery_group
+from celery_guardrails.cli.tree import tree as celery_group
 from celery_guardrails.dead_letters.redaction import HIDDEN
 from celery_guardrails.dead_letters.render import moment, printable, table
 from celery_guardrails.errors import PublishFailed, StoreUnavailable
@@ -470,6 +471,13 @@ def test_the_groups_of_two_apps_do_not_mix():
     assert len(one.json("list")) == 1
     assert two.json("list") == []
     assert celery_group.commands["dead-letters"].commands["list"].get_app is None  # type: ignore[attr-defined]
+
+
+def test_celery_s_own_commands_do_not_import_what_these_need():
+    code = "import sys, celery.bin.celery as main; assert 'guardrails' in main.celery.commands; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert "celery_guardrails.cli" in loaded
+    assert not {"celery_guardrails.cli.tree", "celery_guardrails.dead_letters", "celery_guardrails.audit"} & set(loaded)
 
 
 # -- what is printed ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -12,10 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from celery_guardrails.dead_letters import Filter
 from celery_guardrails.policy.delivery import Travel
 from tests.support.dead_letters import Kit, certificate_for, task_message
-
-
-class Killed(BaseException):
-    """kill -9."""
+from tests.support.killing import Killed, killed_at
 
 
 def ids_in(kit: Kit, queue: str) -> Counter[str]:
@@ -29,21 +27,14 @@ def test_a_replay_killed_anywhere_and_run_again_loses_nothing(letters, deaths, a
     buried = [kit.bury(task_message("t", number, task_id=f"task-{number}")).headers["id"] for number in range(letters)]
     killed = 0
     for after in deaths:
-        steps = iter(range(after))
-
-        def die(point: str, steps=steps) -> None:
-            if next(steps, None) is None:
-                raise Killed(point)
-
-        kit.broker._on_operation = die
         try:
-            kit.service.replay()
+            with killed_at(kit.broker, after):
+                kit.service.replay()
         except Killed:
             killed += 1
         # conservation, at the very moment of death: each letter is in one of the two queues, or in both
         there = ids_in(kit, "celery") + ids_in(kit, "celery.dead")
         assert set(there) == set(buried)
-    kit.broker._on_operation = lambda point: None
     report = kit.service.replay()
     assert report.clean
     assert kit.broker.depth("celery.dead") == 0
@@ -115,19 +106,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(after=st.integers(0, 12))
     def replay_and_be_killed(self, after: int) -> None:
-        steps = iter(range(after))
-
-        def die(point: str) -> None:
-            if next(steps, None) is None:
-                raise Killed
-
-        self.kit.broker._on_operation = die
-        try:
+        with suppress(Killed), killed_at(self.kit.broker, after):
             self.kit.service.replay()
-        except Killed:
-            pass
-        finally:
-            self.kit.broker._on_operation = lambda point: None
 
     @rule()
     def look(self) -> None:
@@ -167,14 +147,8 @@ def test_the_kill_test_can_fail():
     """Taken before it is published, a killed replay does lose a letter: the check above would see it."""
     kit = Kit()
     kit.bury()
-
-    def die(point: str) -> None:
-        if point == "before send":
-            raise Killed
-
-    kit.broker._on_operation = die
     [queued] = kit.broker.browse("celery.dead")
     kit.broker.take(queued)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(kit.broker, "before send"):
         kit.broker.send(queued.message, "celery")
     assert not ids_in(kit, "celery") + ids_in(kit, "celery.dead")

@@ -16,14 +16,11 @@ from celery_guardrails.dead_letters.tasks import tasks_of
 from celery_guardrails.policy.delivery import Travel
 from celery_guardrails.policy.lease import ClaimState, StoredResult
 from tests.support.dead_letters import Kit, certificate_for, task_message
+from tests.support.killing import Killed
 from tests.unit.test_dead_letters_edit import shop_app
 
 APP = shop_app()
 TASKS = tasks_of(APP)
-
-
-class Killed(BaseException):
-    """kill -9."""
 
 
 class World(Kit):

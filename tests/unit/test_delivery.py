@@ -33,13 +33,15 @@ travels = st.builds(
     until=moments,
     history=st.lists(attempts, max_size=3).map(tuple),
     deaths=st.lists(deaths, max_size=3).map(tuple),
+    echo=st.booleans(),
+    vain=counts,
 )
 garbage: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(10**400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = ["key", "fp", "attempts", "deferrals", "deliveries", "first", "replays", "waited", "origin", "until", "history", "deaths"]
+NAMES = ["key", "fp", "attempts", "deferrals", "deliveries", "first", "replays", "waited", "origin", "until", "history", "deaths", "vain"]
 
 
 @given(travels)

@@ -8,11 +8,13 @@ import pytest
 
 from celery_guardrails import events
 from celery_guardrails.guard import ErrorReport
+from celery_guardrails.policy.classification import Classification
 from celery_guardrails.policy.delivery import Delivery, RawMessage, Travel
 from celery_guardrails.policy.lease import RecordState
 from celery_guardrails.policy.resource import Resource
+from celery_guardrails.policy.retry import RetryPolicy
 from celery_guardrails.policy.suspicion import QUARANTINE
-from celery_guardrails.policy.verdict import DeadLetterNow, HandBack, Limits, Returned, Run
+from celery_guardrails.policy.verdict import DeadLetterNow, HandBack, Limits, Raised, Returned, Run
 from tests.unit.test_guard import Bench
 
 LIMITS = Limits(max_crashes=3)
@@ -24,9 +26,13 @@ class FakeRoom:
 
     def __init__(self) -> None:
         self.inside: set[str] = set()
-        self.by_itself = ""
+        self.by_itself = self.asked = ""
         self.stubborn = False
         self.waited: list[float] = []
+        self.several = True
+
+    def shared(self) -> bool:
+        return self.several
 
     def enter(self, holder: str) -> bool:
         if self.by_itself:
@@ -36,6 +42,7 @@ class FakeRoom:
 
     def alone(self, holder: str, seconds: float) -> bool:
         self.waited.append(seconds)
+        self.asked = holder
         if self.stubborn:
             return False
         self.inside, self.by_itself = set(), holder
@@ -43,7 +50,9 @@ class FakeRoom:
 
     def leave(self, holder: str) -> bool:
         self.inside.discard(holder)
-        mine, self.by_itself = self.by_itself == holder, "" if self.by_itself == holder else self.by_itself
+        mine = holder in (self.by_itself, self.asked)
+        if mine:
+            self.by_itself = self.asked = ""
         return mine
 
 
@@ -65,10 +74,10 @@ class Fleet:
         self.restart()
         self.bench.clock.advance(61.0)
 
-    def begin(self, name: str, limits: Limits = LIMITS) -> tuple[Delivery, Any, Any]:
+    def begin(self, name: str, limits: Limits = LIMITS, **travelled: Any) -> tuple[Delivery, Any, Any]:
         self.deliveries += 1
         raw = RawMessage(b"", "application/json", "utf-8", {"id": name}, {}, "", "q")
-        travel = Travel(first=self.bench.clock.now())
+        travel = Travel(first=self.bench.clock.now(), **travelled)
         delivery = Delivery(name, "tasks.t", name, None, f"h{self.deliveries}", "q", travel, raw=raw)
         return delivery, *self.guard.admit(delivery, limits)
 
@@ -151,18 +160,64 @@ def test_of_two_suspects_one_is_in_quarantine_in_the_whole_fleet(fleet: Fleet) -
     assert fleet.begin("two")[1] == Run(1, None, alone=True)
 
 
-def test_where_others_do_not_end_a_suspect_runs_beside_them_and_its_loss_proves_nothing(fleet: Fleet) -> None:
+def test_where_others_do_not_end_a_suspect_is_tried_elsewhere_uncharged_and_others_may_be_in_quarantine(fleet: Fleet) -> None:
     twice_vanished(fleet, "suspect", "other")
     fleet.room.stubborn = True
-    assert isinstance(fleet.begin("suspect")[1], Run)
-    assert fleet.room.waited == [120.0]
-    fleet.vanish()
+    delivery, verdict, _ = fleet.begin("suspect")
+    assert isinstance(verdict, HandBack)
+    assert verdict.why == "crowded"
+    ((_, _, copy),) = fleet.bench.broker.delayed()
+    assert Travel.from_headers(copy.headers).vain == 1
+    record = fleet.store.lookup("suspect")
+    assert record is not None
+    assert (record.state, record.attempts, record.crashes, record.suspicions) == (RecordState.IDLE, 0, 0, 2)
+    fleet.guard.leave(delivery)
+    assert fleet.store.lookup(QUARANTINE) is None
+    fleet.restart()
+    assert fleet.begin("other")[1] == Run(1, None, alone=True)
+
+
+def test_each_time_it_waits_longer_and_after_five_it_runs_beside_others_and_its_loss_proves_nothing(fleet: Fleet) -> None:
+    twice_vanished(fleet, "suspect", "other")
     fleet.room.stubborn = True
-    assert isinstance(fleet.begin("suspect")[1], Run)
-    assert fleet.room.waited == [180.0], "each time it waits the length of a lease longer"
-    assert fleet.losses("suspect") == (0, 3)
+    for vain in range(5):
+        delivery, verdict, _ = fleet.begin("suspect", vain=vain)
+        assert isinstance(verdict, HandBack)
+        fleet.guard.leave(delivery)
+    assert fleet.begin("suspect", vain=5)[1] == Run(1, None, alone=True)
+    assert fleet.room.waited == [120.0, 180.0, 240.0, 300.0, 360.0, 420.0]
     seen = fleet.bench.seen(events.Quarantined)
-    assert [(event.suspicions, event.alone) for event in seen] == [(2, False), (3, False)]
+    assert [(event.suspicions, event.alone) for event in seen] == [(2, False)]
+    fleet.vanish()
+    assert fleet.begin("suspect")[2].suspicions == 3
+    assert fleet.losses("suspect") == (0, 3)
+
+
+def test_a_suspect_whose_deadline_comes_while_it_waits_is_dead_of_it_and_its_charges_are_forgotten(fleet: Fleet) -> None:
+    limits = Limits(retry=RetryPolicy(deadline=60.0))
+    twice_vanished(fleet, "suspect", "other")
+    wait, fleet.room.stubborn = fleet.room.alone, True
+
+    def alone(holder: str, seconds: float) -> bool:
+        fleet.bench.clock.advance(59.0)
+        fleet.store.renew([("suspect", holder)], 60.0)
+        fleet.bench.clock.advance(2.0)
+        return wait(holder, seconds)
+
+    fleet.room.alone = alone  # type: ignore[method-assign]
+    delivery, verdict, _ = fleet.begin("suspect", limits)
+    assert verdict == DeadLetterNow("deadline", attempts=0)
+    assert fleet.store.lookup("suspect") is None
+    fleet.guard.leave(delivery)
+    assert fleet.store.lookup(QUARANTINE) is None
+
+
+def test_a_suspect_that_ran_and_failed_has_all_its_tries_again(fleet: Fleet) -> None:
+    twice_vanished(fleet, "suspect", "other")
+    delivery, _, claim = fleet.begin("suspect", vain=4)
+    fleet.guard.settle(delivery, claim, Raised(Classification("retryable")), LIMITS)
+    ((_, _, copy),) = fleet.bench.broker.delayed()
+    assert Travel.from_headers(copy.headers).vain == 0
 
 
 def test_the_wait_to_be_alone_leaves_a_task_half_of_its_time_limit(fleet: Fleet) -> None:
@@ -203,11 +258,54 @@ def test_a_child_that_dies_in_a_crowd_is_charged_one_crash_and_no_suspicion_of_o
 
 
 def test_a_worker_of_one_task_at_a_time_needs_no_quarantine_to_know_who_it_was(fleet: Fleet) -> None:
-    fleet.guard.room = None
+    fleet.room.several = False
     for _ in range(3):
         assert isinstance(fleet.begin("poison")[1], Run)
         fleet.bench.clock.advance(61.0)
     assert fleet.begin("poison")[1] == DeadLetterNow("poison", attempts=0, crashes=3)
+    assert fleet.room.waited == []
+
+
+def test_what_runs_while_a_pool_of_one_grows_is_not_charged_for_what_its_new_neighbours_may_do(fleet: Fleet) -> None:
+    fleet.room.several = False
+    running, *_ = fleet.begin("running")
+    fleet.room.several = True
+    fleet.guard.expose(running)
+    fleet.vanish()
+    fleet.begin("running")
+    assert fleet.losses("running") == (0, 1)
+
+
+def test_what_is_claimed_in_the_moment_in_which_a_pool_of_one_grows_is_not_charged_either(fleet: Fleet) -> None:
+    fleet.room.several = False
+    claim = fleet.store.claim
+
+    def grows(*args: Any, **kwargs: Any) -> Any:
+        answer = claim(*args, **kwargs)
+        fleet.room.several = True
+        return answer
+
+    fleet.bench.store.claim = grows  # type: ignore[method-assign]
+    fleet.begin("running")
+    fleet.vanish()
+    fleet.begin("running")
+    assert fleet.losses("running") == (0, 1)
+
+
+def test_what_has_ended_while_a_pool_of_one_grows_is_left_as_it_is(fleet: Fleet) -> None:
+    fleet.room.several = False
+    ended, _, claim = fleet.begin("ended")
+    fleet.end(ended, claim)
+    fleet.guard.expose(ended)
+    record = fleet.store.lookup("ended")
+    assert record is not None
+    assert record.state is RecordState.COMPLETED
+    waiting, *_ = fleet.begin("waiting")
+    fleet.guard.surrender(waiting, LIMITS)
+    fleet.guard.expose(waiting)
+    record = fleet.store.lookup("waiting")
+    assert record is not None
+    assert record.state is RecordState.IDLE
 
 
 def test_a_suspect_that_is_kept_waiting_gives_its_slot_of_the_resource_back(fleet: Fleet) -> None:

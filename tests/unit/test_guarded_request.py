@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import os
+from asyncio import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery, uuid
+from celery.concurrency.base import apply_target
+from celery.concurrency.gevent import TaskPool
 from celery.worker import state as worker_state
 from celery.worker.request import create_request_cls
+from greenlet import GreenletExit
 from kombu.utils.json import dumps
 
 from celery_guardrails import DeadlineExceeded, GuardedTask, Guardrails, RetryPolicy
 from celery_guardrails.integration import request as module
 from celery_guardrails.integration.mainstate import state
+from celery_guardrails.policy.deadletter import ErrorReport
 from celery_guardrails.policy.delivery import TRAVEL_HEADER, Travel
 from celery_guardrails.policy.lease import RecordState
 from celery_guardrails.policy.verdict import Returned
 from tests.unit.test_guard import LIMITS, Bench, dead
 
 SPAN = 30.0
+
+
+def received(headers: dict[str, Any]) -> Any:
+    """A message without arguments, as a worker's consumer has it."""
+    return SimpleNamespace(
+        headers=headers,
+        properties={},
+        delivery_info={"exchange": "", "routing_key": "q"},
+        body=dumps([[], {}, {}]),
+        payload=([], {}, {}),
+        content_type="application/json",
+        content_encoding="utf-8",
+        channel=None,
+    )
 
 
 class Desk:
@@ -59,16 +78,7 @@ class Desk:
         headers = {"id": self.id, "task": name, "timelimit": timelimit, TRAVEL_HEADER: travel.to_header()}
         if count is not None:
             headers["x-delivery-count"] = count
-        message = SimpleNamespace(
-            headers=headers,
-            properties={},
-            delivery_info={"exchange": "", "routing_key": "q"},
-            body=dumps([[], {}, {}]),
-            payload=([], {}, {}),
-            content_type="application/json",
-            content_encoding="utf-8",
-            channel=None,
-        )
+        message = received(headers)
         cls = create_request_cls(module.GuardedRequest, task, SimpleNamespace(apply_async=self.apply_async), "here", None, app=self.app)
         return cls(
             message,
@@ -86,6 +96,7 @@ class Desk:
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    worker_state.reset_state()  # what another test has left there never ends
     monkeypatch.setattr(state, "consumer", None)
     monkeypatch.setattr(worker_state, "revoked", {})
     return Desk()
@@ -254,3 +265,82 @@ def test_a_greenlet_that_was_ended_has_not_succeeded_whatever_its_pool_says(desk
     record = desk.bench.store.lookup("key")
     assert record is not None
     assert (record.state, record.attempts, record.crashes) == (RecordState.IDLE, 0, 0)
+
+
+# -- bodies that end their process, where that is the worker ----------------------------------------------------------------
+
+
+def pool_runs(request: Any, target: Any, *, green: bool = False) -> None:
+    """Run it as Celery's pools in the main process do, and let them report how it ended."""
+    target = TaskPool._make_killable_target(target) if green else target
+    apply_target(target, callback=request.on_success)
+
+
+def ends_with(error: BaseException) -> Any:
+    def target() -> None:
+        raise error
+
+    return target
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("why"), KeyboardInterrupt(), CancelledError()], ids=repr)
+def test_what_is_no_exception_is_a_crash_and_its_message_goes_back(desk: Desk, error: BaseException) -> None:
+    request = running(desk)
+    pool_runs(request, ends_with(error))
+    assert desk.acts == ["reject, requeue True"]
+    record = desk.bench.store.lookup("key")
+    assert record is not None
+    assert (record.state, record.attempts, record.crashes) == (RecordState.IDLE, 0, 1)
+    assert request not in worker_state.active_requests
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), CancelledError()], ids=repr)
+def test_what_a_pool_process_reports_that_is_no_exception_is_a_crash_too(desk: Desk, error: BaseException) -> None:
+    request = running(desk)
+    request.on_failure(module._info(error))
+    assert desk.acts == ["reject, requeue True"]
+    record = desk.bench.store.lookup("key")
+    assert record is not None
+    assert (record.state, record.crashes) == (RecordState.IDLE, 1)
+
+
+def test_the_last_crash_is_poison_and_its_letter_says_what_the_body_did(desk: Desk) -> None:
+    request = running(desk)
+    for _ in range(2):
+        desk.bench.guard.lost(request.delivery, LIMITS, ErrorReport())
+        desk.bench.guard.admit(request.delivery, LIMITS)
+    pool_runs(request, ends_with(SystemExit("no licence")))
+    assert desk.acts == ["ack"]
+    certificate = dead(desk.bench)[1]
+    assert (certificate.reason, certificate.crashes, certificate.attempts) == ("poison", 3, 0)
+    assert (certificate.error, certificate.message) == ("SystemExit", "no licence")
+    assert "raise error" in certificate.traceback
+
+
+def test_a_greenlet_that_somebody_kills_is_a_crash(desk: Desk) -> None:
+    request = running(desk)
+    pool_runs(request, ends_with(GreenletExit()), green=True)
+    assert desk.acts == ["reject, requeue True"]
+    record = desk.bench.store.lookup("key")
+    assert record is not None
+    assert (record.state, record.crashes) == (RecordState.IDLE, 1)
+
+
+def test_a_greenlet_that_is_killed_because_its_task_was_revoked_gives_its_lease_back_and_is_charged_nothing(desk: Desk) -> None:
+    request = running(desk)
+
+    class Green(ColdPool):
+        def terminate_job(self, pid: int, signal: int | None = None) -> None:
+            pool_runs(request, ends_with(GreenletExit()), green=True)
+
+    request.terminate(Green(green=True))
+    assert desk.acts == ["ack"]
+    record = desk.bench.store.lookup("key")
+    assert record is not None
+    assert (record.state, record.attempts, record.crashes) == (RecordState.IDLE, 0, 0)
+
+
+def test_a_result_is_a_success_as_ever(desk: Desk) -> None:
+    request = running(desk)
+    pool_runs(request, lambda: (0, "value", 0.1))
+    assert desk.acts == ["ack"]

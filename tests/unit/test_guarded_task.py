@@ -19,6 +19,7 @@ from celery_guardrails import (
 )
 from celery_guardrails.integration.task import GuardMixin
 from celery_guardrails.policy.delivery import TRAVEL_HEADER
+from tests.support.sent import Sent
 
 
 @pytest.fixture
@@ -26,22 +27,6 @@ def app() -> Celery:
     app = Celery("unit", broker="memory://", backend="cache+memory://", set_as_current=True)
     Guardrails(app, store="memory://")
     return app
-
-
-class Sent(list[dict[str, Any]]):
-    """What was published."""
-
-
-@pytest.fixture
-def sent(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Sent:
-    """Record what ``apply_async`` would send."""
-    found = Sent()
-
-    def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> None:
-        found.append({"name": name, "args": args, "kwargs": kwargs, **options})
-
-    monkeypatch.setattr(app, "send_task", send_task)
-    return found
 
 
 # -- call forms ---------------------------------------------------------------------------------------------------------

@@ -65,11 +65,11 @@ def test_branches_that_warm_up_one_after_another_are_no_leak():
     assert [process.run("innocent", opens=opens.get(number, 0)) for number in range(1, 200)] == [[]] * 199
 
 
-@pytest.mark.parametrize("runs", [2, 5])
+@pytest.mark.parametrize("runs", [1, 2, 5])
 def test_how_many_runs_it_takes_is_a_setting(runs):
     process = Process(runs=runs)
-    told = [process.run("leaky", opens=2) for _ in range(runs)]
-    assert told == [[]] * (runs - 1) + [[(FILES, 2 * runs, runs)]]
+    told = [process.run("leaky", opens=1) for _ in range(runs)]
+    assert told == [[]] * (runs - 1) + [[(FILES, runs, runs)]]
 
 
 @pytest.mark.parametrize("opened", [1, 50])
@@ -162,11 +162,11 @@ def test_where_all_are_named_no_more_are_hinted_at():
 
 
 def test_what_is_remembered_has_a_limit():
-    process = Process()
-    process.open = dict.fromkeys(range(3), "")
-    for _ in range(900):
-        process.run("leaky", opens=1)
-    assert len(process.watch.suspects("leaky")[FILES]) == 256
+    watch = LeakWatch()
+    for run in [range(250), *([number] for number in range(250, 260))]:
+        watch.ran("leaky")
+        watch.left("leaky", FILES, [Suspect(number, "", "file") for number in run])
+    assert len(watch.suspects("leaky")[FILES]) == 256
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -300,6 +300,21 @@ def test_it_says_when_the_memory_is_suspect():
     heap = Heap()
     answers = [heap.watch.grew("leaky", MIB * number, MIB * (number + 1)) for number in range(12 + 64)]
     assert answers == [False] * 75 + [True]
+
+
+def test_a_byte_more_than_ever_is_a_record_and_the_sixth_after_the_start_up_names_the_task():
+    watch = LeakWatch(memory=1)
+    assert [watch.grew("leaky", number, number + 1) for number in range(12 + 6)] == [False] * 17 + [True]
+    watch.freed("leaky", 5)
+    assert [leak.amount for leak in watch.leaks("leaky", {})] == [1], "who sets the limit at a byte is told of a byte"
+
+
+def test_a_collection_of_garbage_after_which_there_is_more_changes_not_a_byte():
+    watch = LeakWatch()
+    for number in range(12 + 64):
+        watch.grew("leaky", MIB * number, MIB * (number + 1))
+    watch.freed("leaky", -MIB)
+    assert [leak.amount for leak in watch.leaks("leaky", {})] == [64 * MIB]
 
 
 def test_memory_that_the_system_does_not_show_is_not_compared():

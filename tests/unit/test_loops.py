@@ -27,6 +27,7 @@ from celery_guardrails.policy.progress import Progress
 from celery_guardrails.policy.verdict import DeadLetterNow, HandBack
 from celery_guardrails.stores.codec import KombuCodec, progress_of
 from celery_guardrails.stores.memory import MemoryStore
+from tests.support.killing import Killed
 from tests.unit.test_guard import Bench, dead, waiting
 from tests.unit.test_running import run, taken_over, task
 
@@ -343,10 +344,6 @@ def test_a_replayed_dead_letter_goes_on_at_the_cursor_with_fresh_counts(task, be
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """The process is gone."""
 
 
 def crash(task: Any, bench: Bench, holder: str, body: Any, crashes: int = 0) -> Any:

@@ -19,7 +19,13 @@ def test_it_is_reported_at_its_limit_and_at_twice_four_and_eight_times():
 
 
 def test_then_once_an_hour():
-    assert reports(3000.0, 20000) == [3000, 6000, 9600, 13200, 16800]
+    assert reports(3000.0, 20000, step=600.0) == [3000, 6000, 9600, 13200, 16800]
+
+
+def test_an_hour_is_not_a_second_more_or_less():
+    overruns = Overruns()
+    looks = {4000.0: True, 7599.5: False, 7600.0: True, 11199.5: False, 11200.0: True}
+    assert {seconds: bool(overruns.look({"a": Running(seconds, 4000.0)})[0]) for seconds in looks} == looks
 
 
 def test_one_that_may_run_for_ever_does_not_hide_another():

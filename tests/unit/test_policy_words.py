@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from celery_guardrails.policy import classification, deadletter, delivery, retry, verdict
+from celery_guardrails.policy import classification, deadletter, delivery, leaks, retry, verdict
 from celery_guardrails.policy.classification import Classification
 from celery_guardrails.policy.deadletter import DeathCertificate
 from celery_guardrails.policy.delivery import Delivery, Travel, of_one_delivery
@@ -15,7 +15,7 @@ from celery_guardrails.policy.lease import Claim, ClaimState, Record, RecordStat
 from celery_guardrails.policy.lease import claim as take
 from celery_guardrails.policy.progress import Progress
 from celery_guardrails.policy.retry import RetryPolicy
-from celery_guardrails.policy.suspicion import QUARANTINE, QUARANTINED
+from celery_guardrails.policy.suspicion import CROWDED, QUARANTINE, QUARANTINED
 from celery_guardrails.policy.verdict import DeadLetterNow, Limits, PassThrough, Rejected, Run
 
 
@@ -42,7 +42,11 @@ def test_headers_have_the_names_that_live_messages_carry() -> None:
 
 
 def test_the_quarantine_has_a_key_that_no_release_may_change_and_no_template_makes() -> None:
-    assert (QUARANTINE, QUARANTINED) == ("\x7fquarantine", "quarantine")
+    assert (QUARANTINE, QUARANTINED, CROWDED) == ("\x7fquarantine", "quarantine", "crowded")
+
+
+def test_leaks_are_of_the_kinds_that_logs_and_events_name() -> None:
+    assert (leaks.THREADS, leaks.CHILDREN, leaks.FILES, leaks.MEMORY) == ("threads", "child processes", "open files", "memory")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_what_a_broker_writes_on_a_delivery_is_known_by_name(header: str, of_one
         (StoredResult(), (None, None, b"", "")),
         (Record(), (RecordState.IDLE, None, 0, 0, 0, "", 0.0, 0.0, "", None, {}, 0, False)),
         (Claim(ClaimState.BUSY), (ClaimState.BUSY, 0, 0, 0, False, 0.0, "", None, {}, None, Progress(), 0)),
-        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), (), ())),
+        (Travel(), (None, None, 0, 0, 0, None, 0, None, None, None, False, None, (), (), (), False, 0)),
         (PastAttempt(), (0, 0.0, "", "", "", "", 0)),
         (PastDeath(), ("", "", None)),
         (Delivery("id", "name", "key", None, "h"), ("id", "name", "key", None, "h", "", Travel(), False, None)),
@@ -97,7 +101,11 @@ def test_two_answers_of_a_store_are_the_same_whatever_the_time() -> None:
 
 
 def test_the_first_steps_of_waiting_are_the_documented_ones() -> None:
-    assert (verdict.STORE_BACKOFF, verdict.BUSY_STEP) == ((1.0, 30.0), 0.5)
+    assert (verdict.STORE_BACKOFF, verdict.BUSY_STEP, verdict.CROWDED_BACKOFF) == ((1.0, 30.0), 0.5, (2.0, 30.0))
+
+
+def test_a_suspect_is_tried_elsewhere_as_often_as_documented() -> None:
+    assert delivery.TRIES == 5
 
 
 def test_a_claim_that_says_no_more_has_no_owner_and_no_attempts() -> None:

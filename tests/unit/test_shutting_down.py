@@ -15,6 +15,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Ignore, Reject
 from celery.worker import state as worker_state
+from vine import promise
 
 from celery_guardrails import events
 from celery_guardrails.integration import stopping
@@ -49,7 +50,7 @@ def ended(desk: Desk, error: BaseException | None = None) -> Any:
     desk.bench.guard.admit(request.delivery, LIMITS)
     request.on_accepted(1, 0.0)
     if error is None:
-        request.on_success((False, None, 0.1))
+        request.on_success((0, None, 0.1))  # celery/app/trace.py, fast_trace_task
         return request
     try:
         raise error
@@ -299,6 +300,53 @@ def test_leases_are_held_until_all_else_is_done_and_given_back_before_the_messag
     assert tallied() == (0, 0, 0, 1)
     record = desk.bench.store.lookup("key")
     assert record is None or (record.holder, record.attempts, record.crashes) == ("", 0, 0)
+
+
+def test_the_interpreter_returns_no_message_while_its_lease_is_held(desk: Desk, ending: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # kombu's Redis transport puts back what is unacknowledged among the functions of ``atexit`` (virtual/base.py, ``QoS``)
+    qos = SimpleNamespace(restore_by_tag=None, restore_at_shutdown=True)
+    task_consumer = SimpleNamespace(channel=SimpleNamespace(qos=qos))
+    monkeypatch.setattr(state, "consumer", SimpleNamespace(task_consumer=task_consumer))
+    returned: list[bool] = []
+    monkeypatch.setattr(cutting_off.CutOff, "_farewell", lambda self: returned.append(qos.restore_at_shutdown))
+    desk.request().on_accepted(1, 0.0)
+    ending.cut_off(lambda: None)
+    assert returned == [False]
+
+
+def test_nothing_is_given_back_while_this_worker_would_still_take_it(desk: Desk, ending: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "taking", True)
+    desk.request().on_accepted(1, 0.0)
+    thread = threading.Thread(target=ending.cut_off, args=(lambda: None,))
+    thread.start()
+    thread.join(0.5)
+    assert ending.acts == []
+    state.taking = False
+    thread.join(30)
+    assert ending.acts == ["farewell", "messages go back", "exit 0"]
+
+
+def test_a_worker_that_never_stops_taking_is_not_waited_for_without_end(desk: Desk, ending: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "taking", True)
+    monkeypatch.setattr(cutting_off, "_NOTICE", 0.1)
+    desk.request().on_accepted(1, 0.0)
+    ending.cut_off(lambda: None)
+    assert ending.acts[-1] == "exit 0"
+
+
+def test_the_acknowledgement_that_an_event_loop_has_not_got_round_to_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    acts: list[str] = []
+
+    def ack_log_error() -> None:
+        acts.append("ack")
+
+    def flush() -> None:
+        acts.append("something else")
+
+    hub = SimpleNamespace(_pop_ready=lambda: [promise(ack_log_error), promise(flush)])
+    monkeypatch.setattr(state, "consumer", SimpleNamespace(hub=hub))
+    cutting_off._acknowledge_the_finished()
+    assert acts == ["ack"]
 
 
 def test_a_lease_that_cannot_be_given_back_keeps_no_other_and_no_message(desk: Desk, ending: Any) -> None:

@@ -6,7 +6,9 @@ from itertools import islice
 
 import pytest
 
-from tests.chaos.soak.audit import audit, unsettled
+from celery_guardrails.audit import Audit, Finding, Standing, State
+from tests.chaos.soak.audit import audit
+from tests.chaos.soak.live import Live, identity
 from tests.chaos.soak.measures import Death, growth, takeovers
 from tests.chaos.soak.plan import FAULTS_AN_HOUR, Expected, Order, orders, schedule
 from tests.support.ledger import Entry
@@ -101,8 +103,85 @@ def test_an_end_that_nobody_expected_is_told_and_fails_the_soak(effects, letters
     assert not verdict.good(atomic=False)
 
 
-def test_what_has_had_no_end_yet_is_unsettled():
-    assert unsettled([PLAIN, DOOMED, LOOP], {"a", "d"}, {"a": 1}, {}) == ["d"]
+# -- the live look --------------------------------------------------------------------------------------------------
+
+
+def looked(live, now, *standings, effects=None, findings=(), tasks=None):
+    """Let it see an audit of made-up standings, each (name, state[, contradiction])."""
+    seen = tuple(Standing(name, name, state, where="somewhere", contradiction=more[0] if more else "") for name, state, *more in standings)
+    by_name = {task.name: task for task in (PLAIN, DOOMED, LOOP)}
+    tasks = tasks or [by_name[one.name] for one in seen]
+    return live.see(now, tasks, Audit(0, 0, 1, standings=seen, findings=findings), effects or {})
+
+
+def test_a_completion_without_an_effect_is_found_at_the_second_look():
+    live = Live(30)
+    looked(live, 0, ("a", State.COMPLETED))
+    assert not live.found
+    looked(live, 20, ("a", State.COMPLETED))
+    assert live.found == {"a: completed, and there is no effect"}
+
+
+def test_an_effect_that_is_read_a_look_later_is_no_contradiction():
+    live = Live(30)
+    looked(live, 0, ("a", State.COMPLETED))
+    looked(live, 20, ("a", State.COMPLETED), effects={"a": 1})
+    looked(live, 40, ("a", State.COMPLETED))
+    assert not live.found
+
+
+def test_a_task_that_is_nowhere_is_suspect_only_when_it_has_been_for_too_long():
+    live = Live(30)
+    assert looked(live, 0, ("a", State.UNACCOUNTED)) == looked(live, 20, ("a", State.UNACCOUNTED)) == []
+    assert looked(live, 40, ("a", State.UNACCOUNTED)) == ["a: somewhere, for 40 s"]
+    assert looked(live, 60, ("a", State.UNACCOUNTED)) == [], "it is told once"
+    assert list(live.suspects) == ["a"]
+    assert not live.found
+
+
+def test_a_task_that_turns_up_between_two_looks_is_not_suspect():
+    live = Live(30)
+    for now, state in ((0, State.UNACCOUNTED), (20, State.WAITING), (40, State.UNACCOUNTED), (60, State.UNACCOUNTED)):
+        assert looked(live, now, ("a", state)) == []
+
+
+def test_what_runs_and_is_dead_for_too_long_is_suspect():
+    live = Live(30)
+    looked(live, 0, ("a", State.RUNNING, "running, and dead-lettered as poison"))
+    assert looked(live, 31, ("a", State.RUNNING, "running, and dead-lettered as poison"))
+
+
+def test_a_dead_letter_of_a_task_that_was_to_succeed_is_found_and_that_of_a_doomed_one_is_looked_for_no_more():
+    live = Live(30)
+    looked(live, 0, ("a", State.DEAD), ("d", State.DEAD))
+    assert live.found == {"a: somewhere, and it was to succeed"}
+    assert live.open([DOOMED, LOOP], {"d", "l"}, {}) == [LOOP]
+
+
+def test_a_key_that_is_completed_and_dead_is_found_whoever_asked_for_it():
+    live = Live(30)
+    looked(live, 0, findings=(Finding("completed and dead", "x: completed, and dead-lettered"), Finding("overdue", "y")))
+    assert live.found == {"x: completed, and dead-lettered"}
+
+
+def test_looked_for_is_what_was_accepted_and_has_no_effect_and_must_have_been_published():
+    live = Live(30)
+    chain, chord = Order("1-chain", "chain", 0).tasks(), Order("2-chord", "chord", 0).tasks()
+    names = {task.name for task in (PLAIN, *chain, *chord)}
+
+    def opened(effects, confirmed=names):
+        return [task.name for task in live.open([PLAIN, *chain, *chord], confirmed, effects)]
+
+    members = [f"2-chord.{number}" for number in range(4)]
+    assert opened({}) == ["a", "1-chain.0", *members]
+    assert opened({}, set()) == []
+    assert opened({"a": 1, "1-chain.0": 1, **dict.fromkeys(members, 1)}) == ["1-chain.1", "2-chord.body"]
+    assert opened(dict.fromkeys(names - {"2-chord.body"}, 1) | {"2-chord.1": 0}) == ["2-chord.1"]
+
+
+def test_bad_messages_are_known_by_their_task_id():
+    assert identity(Expected("7-invalid", "invalid", "invalid")) == "id-7-invalid"
+    assert identity(PLAIN) == "soak:a"
 
 
 def entry(event, run, time, *, pid, key="k"):

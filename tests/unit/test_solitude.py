@@ -45,10 +45,69 @@ def inside(room: Solitude, holder: str) -> Iterator[int]:
         os.waitpid(pid, 0)
 
 
-def test_a_worker_of_one_task_at_a_time_has_no_room() -> None:
+def test_a_worker_of_one_task_at_a_time_has_a_room_that_is_not_shared_until_it_grows() -> None:
     room = Solitude()
-    room.open(1)
     assert not room.opened
+    room.open(1)
+    assert (room.opened, room.shared()) == (True, False)
+    room.share(True)
+    assert room.shared()
+    room.open(1)
+    assert not room.shared()
+    room.open(2)
+    assert room.shared()
+
+
+def test_a_child_hears_that_the_pool_has_grown_and_a_quarantine_does_not_change_it(room: Solitude) -> None:
+    room.share(False)
+    go, gone = os.pipe()
+    ready, said = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(60)
+            os.read(go, 1)
+            os.write(said, b"1" if room.shared() else b"0")
+        finally:
+            os._exit(1)
+    room.share(True)
+    assert room.alone("a", 0.0)
+    room.leave("a")
+    os.write(gone, b"1")
+    assert os.read(ready, 1) == b"1"
+    os.waitpid(pid, 0)
+    for end in (go, gone, ready, said):
+        os.close(end)
+
+
+def test_while_the_main_process_is_inside_no_child_is_alone_and_one_that_is_forked_then_knows_it(room: Solitude) -> None:
+    """The kernel's lock stays with the process that has it, so a copy of what it knows would lie."""
+    assert room.enter("plain1")
+    ready, said = os.pipe()
+    go, gone = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(60)
+            os.write(said, b"1" if room.enter("a") and not room.alone("a", 0.0) else b"0")
+            os.read(go, 1)
+            os.write(said, b"1" if room.alone("a", 0.0) else b"0")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(ready, 1) == b"1"
+        room.leave("plain1")
+        os.write(gone, b"1")
+        assert os.read(ready, 1) == b"1"
+        assert not room.enter("plain2")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for end in (go, gone, ready, said):
+            os.close(end)
+    assert room.leave("a")
+    assert room.enter("plain2")
 
 
 def test_many_are_inside_and_who_wants_to_be_alone_waits_for_all_of_them(room: Solitude) -> None:

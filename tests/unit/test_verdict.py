@@ -23,6 +23,7 @@ from celery_guardrails.policy.verdict import (
     STORE_BACKOFF,
     Cancelled,
     Complete,
+    Crowded,
     DeadLetterNow,
     Fail,
     HandBack,
@@ -277,6 +278,16 @@ OUTCOMES: list[tuple[Any, Claim, Delivery, dict[str, Any], Any]] = [
     (Stopped(), CLAIMED, LAST, {"deadline": 50.0, "dead_letter": False}, HandBack(0.0, "stopped")),
     (Stopped("time is up"), CLAIMED, FIRST, {}, HandBack(0.0, "time is up")),
     (LeaseGone(), CLAIMED, FIRST, {}, HandBack(BUSY_STEP, "lease lost")),
+    # -- it should be alone and is not: elsewhere, uncharged, after growing times; after five tries beside others
+    (Crowded(), claimed(suspicions=2), FIRST, {}, HandBack(1.5, "crowded")),
+    (Crowded(), claimed(suspicions=2), given_delivery(vain=1, deferrals=1000), {}, HandBack(3.0, "crowded")),
+    (Crowded(), claimed(suspicions=2), given_delivery(vain=4, attempts=1), {"deadline": 100.0}, DeadLetterNow("deadline", attempts=1)),
+    (Crowded(), claimed(suspicions=2), given_delivery(vain=4), {}, HandBack(22.5, "crowded")),
+    (Crowded(), claimed(suspicions=2), FIRST, {"deadline": 101.0}, HandBack(1.0, "crowded")),
+    (Crowded(), claimed(suspicions=2), given_delivery(vain=5), {}, Run(1, None, alone=True)),
+    (Crowded(), claimed(suspicions=2), given_delivery(vain=5), {"deadline": 50.0, "dead_letter": False}, Fail("deadline")),
+    (Crowded(), claimed(suspicions=2), FIRST, {"deadline": 100.1}, HandBack(0.3, "crowded")),
+    (Crowded(), claimed(suspicions=9), given_delivery(vain=7, attempts=1), {"deadline": 200.0}, Run(2, NOW + 100, alone=True)),
     # -- the process vanished: crashes are counted, attempts are not
     (Lost(crashes=1), CLAIMED, FIRST, {}, HandBack(0.0, "crashed")),
     (Lost(crashes=2), CLAIMED, LAST, {"dead_letter": False}, HandBack(0.0, "crashed")),
@@ -311,6 +322,7 @@ deliveries = st.builds(
     attempts=st.integers(0, 20),
     deferrals=st.integers(0, 10_000),
     waited=st.none() | st.floats(0, 1e6),
+    vain=st.integers(0, 9),
     until=st.none() | st.floats(NOW - 100, NOW + 1000),
 )
 raised = st.builds(
@@ -319,7 +331,8 @@ raised = st.builds(
 )
 outcomes = st.one_of(
     raised,
-    st.sampled_from([NotStarted(), Returned(), Resubmitted(), Cancelled(), Rejected(), Rejected(requeue=True), Stopped(), LeaseGone()]),
+    st.sampled_from([NotStarted(), Crowded(), Returned(), Resubmitted(), Cancelled()]),
+    st.sampled_from([Rejected(), Rejected(requeue=True), Stopped(), LeaseGone()]),
     st.builds(Lost, st.integers(1, 10)),
 )
 allowances = st.builds(

@@ -15,7 +15,7 @@ from django.core import checks
 
 from celery_guardrails.integration.app import ensure_guardrails
 
-from .checks import check_configuration, check_table, made_app
+from .checks import LIVE, check_configuration, check_live, check_table, made_app
 
 __all__ = ["GuardrailsConfig", "celery_app"]
 
@@ -35,7 +35,8 @@ class GuardrailsConfig(AppConfig):
 
     def ready(self) -> None:
         """Attach now, or when Celery loads the project's modules, where there is no Celery app yet."""
-        checks.register(check_configuration, checks.Tags.compatibility)
+        checks.register(check_configuration, "guardrails", checks.Tags.compatibility)
+        checks.register(check_live, LIVE)
         checks.register(check_table, checks.Tags.database)
         app = celery_app()
         if app is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from celery import _state
@@ -11,13 +11,18 @@ from django.core import checks
 from django.db import connections
 from django.utils.module_loading import autodiscover_modules
 
+from celery_guardrails.doctor import CHECKS, Level
 from celery_guardrails.errors import GuardrailsConfigError, GuardrailsError
 from celery_guardrails.integration.app import Guardrails, ensure_guardrails
+from celery_guardrails.integration.examination import collect
 from celery_guardrails.stores.sql import TABLE
 
 from .table import alias_of
 
-__all__ = ["check_configuration", "check_table", "made_app"]
+__all__ = ["LIVE", "check_configuration", "check_live", "check_table", "made_app"]
+
+#: Tag of the checks that connect to broker and store.
+LIVE = "guardrails_live"
 
 
 def made_app() -> Any:
@@ -45,7 +50,38 @@ def check_configuration(**_: Any) -> list[checks.CheckMessage]:
         return [
             checks.Error(str(exc), hint="Settings of the guard are CELERY_GUARDRAILS_… with the namespace CELERY.", id="guardrails.E001")
         ]
-    return list(_check_atomic_tasks(rails))
+    return _messages(rails, live=False)
+
+
+def check_live(**_: Any) -> list[checks.CheckMessage]:
+    """Find what is wrong with the broker and the store as they are; only ``check --tag guardrails_live`` connects to them."""
+    app = made_app()
+    if app is None or not _asked_for(LIVE):
+        return []
+    rails = ensure_guardrails(app)
+    try:
+        return _messages(rails, live=True)
+    except GuardrailsError:
+        return []  # check_configuration tells
+
+
+def _asked_for(tag: str) -> bool:
+    """Whether the command line names a tag. Django tells no check for which of its tags it is run."""
+    words = sys.argv
+    return any(word in (f"--tag={tag}", f"-t{tag}") or (word == tag and words[at - 1] in ("--tag", "-t")) for at, word in enumerate(words))
+
+
+def _messages(rails: Guardrails, *, live: bool) -> list[checks.CheckMessage]:
+    """Return the doctor's findings; its remarks are for those who ask the doctor."""
+    autodiscover_modules("tasks")  # the modules that Celery loads in a worker, and only there
+    kinds = {Level.ERROR: checks.Error, Level.WARNING: checks.Warning}
+    found = [one for one in CHECKS if one.live == live and one.level in kinds]
+    facts = collect(rails, live=live, imports=False)
+    return [
+        kinds[finding.level](f"{finding.subject}: {finding.what}", hint=f"{finding.why} {finding.mend}", id=finding.id)
+        for one in found
+        for finding in one.findings(facts)
+    ]
 
 
 def _check_archive(rails: Guardrails) -> None:
@@ -54,21 +90,6 @@ def _check_archive(rails: Guardrails) -> None:
         raise GuardrailsConfigError(
             f"guardrails_archive = {rails.settings.archive!r}: no {alias!r} in DATABASES; allowed are {', '.join(map(repr, connections))}"
         )
-
-
-def _check_atomic_tasks(rails: Guardrails) -> Iterator[checks.CheckMessage]:
-    autodiscover_modules("tasks")  # the modules that Celery loads in a worker, and only there
-    for task in list(rails.app.tasks.values()):
-        if not (getattr(task, "guarded", False) and getattr(task, "atomic", False)):
-            continue
-        try:
-            rails.transactional(task.guard_options)
-        except GuardrailsError as exc:
-            yield checks.Error(
-                str(exc),
-                hint="With the namespace CELERY the setting is CELERY_GUARDRAILS_STORE = 'django://default'.",
-                id="guardrails.E002",
-            )
 
 
 def check_table(databases: Sequence[str] | None = None, **_: Any) -> list[checks.CheckMessage]:

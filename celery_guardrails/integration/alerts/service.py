@@ -20,7 +20,6 @@ from ..logs import logger
 from .channels import Call, Channel, Mail
 from .desk import Counts, Desk
 from .ledger import Ledger
-from .webhook import Webhook
 
 if TYPE_CHECKING:
     from ..app import Guardrails
@@ -29,6 +28,12 @@ __all__ = ["Alerts", "Tried"]
 
 #: Seconds that the end of a process waits for what it has not told yet.
 FLUSH = 1.0
+
+
+def _webhook(url: str) -> Channel:
+    from .webhook import Webhook  # and the standard library's HTTP, which a process that declares none does not load
+
+    return Webhook(url)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Alerts:
     ) -> None:
         """See :meth:`celery_guardrails.Guardrails.alert`."""
         rules = AlertRules.parse(new=new, rate=rate, every=every, quiet=quiet, where=where)
-        makers: tuple[tuple[Callable[[Any], Channel], Any], ...] = ((Call, function), (Webhook, webhook), (Mail, email))
+        makers: tuple[tuple[Callable[[Any], Channel], Any], ...] = ((Call, function), (_webhook, webhook), (Mail, email))
         chosen = [maker(target) for maker, target in makers if target is not None]
         if len(chosen) != 1:
             raise GuardrailsConfigError("alert: one of a callable, webhook=… and email=… is allowed; call it once for each")
@@ -98,7 +103,7 @@ class Alerts:
         """
         url = self._rails.settings.alert_webhook
         if url is not None:
-            self._declare(_Declared(Webhook(url), AlertRules()))
+            self._declare(_Declared(_webhook(url), AlertRules()))
         for declared in self._declared.values():
             declared.channel.check()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from ...dead_letters.render import printable
 from ...policy.alerts import MESSAGE_LIMIT, Alert, Kind
+from ...policy.printing import printable
 
 __all__ = ["body", "title"]
 

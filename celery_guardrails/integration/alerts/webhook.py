@@ -13,9 +13,9 @@ from hashlib import blake2b
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ...dead_letters.render import printable
 from ...errors import GuardrailsConfigError, PermanentError
 from ...policy.alerts import MESSAGE_LIMIT, Alert
+from ...policy.printing import printable
 from .text import body, title
 
 __all__ = ["Webhook", "slack_escaped"]

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
 from kombu.common import Broadcast
@@ -15,10 +15,10 @@ from kombu.common import Broadcast
 from ...errors import DeadLetterError, PublishFailed
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import DEAD_LETTER_HEADER, RawMessage
-from ...ports import Move, Moved, QueuedLetter
-from . import delays
+from ...ports import Backlog, FoundMessage, Move, Moved, QueuedLetter
+from . import amqp_look, delays
 from .amqp_browse import Browse, Handle, translated
-from .amqp_declare import count_ready, ensure_dead_letters, ensure_queue
+from .amqp_declare import Scratch, count_ready, ensure_dead_letters, ensure_queue
 from .amqp_notices import declare_notices, drop_notices, notices_queue
 from .amqp_session import Missing, Session
 from .amqp_wire import fitting, live_wire, make_wire, set_aside
@@ -27,6 +27,8 @@ from .base import KombuBroker, dead_headers, letter_headers, live_headers
 __all__ = ["AmqpBroker"]
 
 logger = logging.getLogger("celery_guardrails.broker")
+
+T = TypeVar("T")
 
 #: Seconds for which a binding that was made is believed in. Its queue may be deleted and declared again meanwhile.
 _BINDING_TRUST = 10.0
@@ -239,6 +241,20 @@ class AmqpBroker(KombuBroker[Session]):
             browse = Browse(self._connect(), queue, ahead=ahead, timeout=self.timeout)
         yield from browse.letters()
 
+    def backlog(self, queues: Iterable[str]) -> Backlog:
+        """See :class:`~celery_guardrails.ports.OpenBroker`."""
+        session, names = self._session(), list(queues)
+        return session.run("count messages", lambda: amqp_look.backlog(session.scratch, names, self._is_quorum))
+
+    def delayed_messages(self) -> Iterator[FoundMessage]:
+        """See :class:`~celery_guardrails.ports.OpenBroker`; they are held for the moment, and go on late by as much at most."""
+        session, words = self._session(), {delays.queue_word(queue): queue for queue in self.queues()}
+        return amqp_look.delayed_messages(session.scratch, self._connect, session.run, words, self.timeout)
+
+    def held_messages(self) -> Iterator[FoundMessage]:
+        """Nothing: RabbitMQ does not show what consumers hold."""
+        return iter(())
+
     def take(self, letter: QueuedLetter) -> None:
         """Remove a letter that the running :meth:`browse` yielded."""
         handle: Handle = letter.handle
@@ -287,6 +303,15 @@ class AmqpBroker(KombuBroker[Session]):
                 except PublishFailed as exc:
                     failed[n] = exc
         return failed
+
+    def ask(self, look: Callable[[Scratch], T]) -> T:
+        """Return what ``look`` finds, given what lends channels that may die.
+
+        Raises:
+            PublishFailed: the broker does not answer.
+        """
+        session = self._session()
+        return session.run("look at the broker", lambda: look(session.scratch))
 
     def close(self) -> None:
         """Close the connection of this process; the next use opens another."""

@@ -48,13 +48,15 @@ class Browse:
         queue: name.
         ahead: whether letters may be held that were not yielded yet; else each is got when it is asked for.
         timeout: seconds that RabbitMQ has for the next letter.
+        renew: whether a letter that was looked at often is replaced by a copy, see :data:`_WORN`.
     """
 
-    def __init__(self, connection: Any, queue: str, *, ahead: bool, timeout: float) -> None:
+    def __init__(self, connection: Any, queue: str, *, ahead: bool, timeout: float, renew: bool = True) -> None:
         self._connection = connection
         self._queue = queue
         self._ahead = ahead
         self._timeout = timeout
+        self._renewing = renew
         self._buffer: deque[Any] = deque()
         self._consumer = ""
         self._consumers = 0
@@ -172,6 +174,8 @@ class Browse:
 
     def _is_worn(self, found: Any) -> bool:
         """Whether a few more browses would make RabbitMQ 4 drop the message; see :data:`_WORN`."""
+        if not self._renewing:
+            return False
         count = (found.properties.get("application_headers") or {}).get("x-delivery-count")
         return isinstance(count, int) and count >= _WORN and major_version(self.channel) >= 4
 

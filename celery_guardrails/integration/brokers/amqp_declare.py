@@ -12,7 +12,7 @@ from typing import Any
 
 from amqp import exceptions as amqp_errors
 
-__all__ = ["Scratch", "at_least_once", "count_ready", "ensure_dead_letters", "ensure_queue", "major_version"]
+__all__ = ["Scratch", "at_least_once", "count_ready", "ensure_dead_letters", "ensure_queue", "major_version", "version_of"]
 
 #: Lends a channel that may die.
 Scratch = Callable[[], AbstractContextManager[Any]]
@@ -69,14 +69,15 @@ def at_least_once(channel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     wanted = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
     fits = all(arguments.get(name, value) == value for name, value in wanted.items())
-    return wanted if arguments.get("x-queue-type") == "quorum" and fits and _version(channel) >= (3, 10) else {}
+    return wanted if arguments.get("x-queue-type") == "quorum" and fits and version_of(channel) >= (3, 10) else {}
 
 
 def major_version(channel: Any) -> int:
     """Return RabbitMQ's major version, or 0 where it does not say."""
-    return _version(channel)[0]
+    return version_of(channel)[0]
 
 
-def _version(channel: Any) -> tuple[int, int]:
+def version_of(channel: Any) -> tuple[int, int]:
+    """Return RabbitMQ's version as (major, minor), zeros where it does not say."""
     major, minor, *_ = [*str(channel.connection.server_properties.get("version", "")).split("."), "", ""]
     return (int(major) if major.isdigit() else 0, int(minor) if minor.isdigit() else 0)

@@ -14,7 +14,19 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["DELIVER", "LEVELS", "TICK", "UNROUTED", "address", "binding_key", "declare_levels", "level_name", "queue_word", "ticks"]
+__all__ = [
+    "DELIVER",
+    "LEVELS",
+    "TICK",
+    "UNROUTED",
+    "address",
+    "binding_key",
+    "declare_levels",
+    "level_arguments",
+    "level_name",
+    "queue_word",
+    "ticks",
+]
 
 #: Seconds of the lowest level; a delay is rounded up to it.
 TICK = 0.25
@@ -80,6 +92,15 @@ def declare_levels(channel: Any, kind: str) -> None:
         channel.queue_bind(name, name, f"{skipped}1.#", nowait=True)
         below = name
     channel.exchange_declare(below, "topic", passive=True)
+
+
+def level_arguments(kind: str) -> dict[str, dict[str, Any]]:
+    """Return the queues of all levels with what they are declared with."""
+    below, found = DELIVER, {}
+    for level, name in _upwards(kind):
+        found[name] = _queue_arguments(kind, level, below)
+        below = name
+    return found
 
 
 def _upwards(kind: str) -> Iterator[tuple[int, str]]:

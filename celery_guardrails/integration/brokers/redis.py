@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import math
@@ -15,13 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 
 from ...errors import DeadLetterError, PublishFailed
 from ...policy.deadletter import DeathCertificate
 from ...policy.delivery import RawMessage
-from ...ports import Move, Moved, QueuedLetter
+from ...ports import Backlog, FoundMessage, Move, Moved, QueuedLetter
+from ...stores.redis.vitals import vitals
 from .base import KombuBroker, body_bytes, dead_headers, letter_headers, live_headers
+from .redis_look import TRANSPORT_PROPERTIES, backlog, delayed_pages, held_pages, lengths, raw_of
 
 __all__ = ["RedisBroker"]
 
@@ -35,8 +36,6 @@ _CONNECTIONS = 8
 _PAGE = 50
 #: Milliseconds by which a due message that cannot be moved is put off.
 _PUT_OFF = 60_000
-#: What kombu's transport adds to the properties of every message for itself.
-_TRANSPORT_PROPERTIES = frozenset({"body_encoding", "delivery_info", "delivery_tag"})
 _SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8") for name in ("move", "park", "pump", "touch")}
 
 
@@ -223,7 +222,7 @@ class RedisBroker(KombuBroker[_Session]):
         exchange might lead to other queues, too.
         """
         channel = link.channel
-        properties = {name: value for name, value in message.properties.items() if name not in _TRANSPORT_PROPERTIES}
+        properties = {name: value for name, value in message.properties.items() if name not in TRANSPORT_PROPERTIES}
         item = channel.prepare_message(
             body_bytes(message),
             priority=properties.get("priority"),
@@ -265,7 +264,7 @@ class RedisBroker(KombuBroker[_Session]):
 
     def depth(self, queue: str) -> int:
         """Return the number of messages in ``queue``, all priorities; 0 where there is no such queue."""
-        return self._run(f"depth of queue {queue!r}", lambda link: sum(_lengths(link, link.list_keys(queue))))
+        return self._run(f"depth of queue {queue!r}", lambda link: sum(lengths(link, link.list_keys(queue))))
 
     def exists(self, queue: str) -> bool:
         """Whether something waits in ``queue``, or somebody has declared it, as every worker does that consumes it.
@@ -279,6 +278,28 @@ class RedisBroker(KombuBroker[_Session]):
 
         return self._run(f"look for queue {queue!r}", look)
 
+    def backlog(self, queues: Iterable[str]) -> Backlog:
+        """See :class:`~celery_guardrails.ports.OpenBroker`."""
+        names = list(queues)
+        return self._run("count messages", lambda link: backlog(link, self._delayed_keys(link)[0], names))
+
+    def delayed_messages(self) -> Iterator[FoundMessage]:
+        """See :class:`~celery_guardrails.ports.OpenBroker`."""
+        return self._paged("look at delayed messages", lambda link: delayed_pages(link, *self._delayed_keys(link)))
+
+    def held_messages(self) -> Iterator[FoundMessage]:
+        """See :class:`~celery_guardrails.ports.OpenBroker`."""
+        return self._paged("look at unacknowledged messages", held_pages)
+
+    def _paged(self, what: str, read: Callable[[_Link], Iterator[list[FoundMessage]]]) -> Iterator[FoundMessage]:
+        # Not page by page through _run: a scan that broke off cannot go on, and its rest must not pass for nothing.
+        link = self._run(what, lambda link: link)
+        try:
+            for page in read(link):
+                yield from page
+        except (redis.RedisError, OSError) as exc:
+            raise PublishFailed(f"{what}: {exc!r}") from exc
+
     def browse(self, queue: str, *, ahead: bool = True) -> Iterator[QueuedLetter]:
         """Yield the messages that are in the queue at the start, by priority, then oldest first; none is removed by it.
 
@@ -286,15 +307,15 @@ class RedisBroker(KombuBroker[_Session]):
         """
         what = f"browse queue {queue!r}"
         keys = self._run(what, lambda link: link.list_keys(queue), DeadLetterError)
-        lengths = self._run(what, lambda link: _lengths(link, keys), DeadLetterError)
-        for key, length in zip(keys, lengths, strict=True):
+        counts = self._run(what, lambda link: lengths(link, keys), DeadLetterError)
+        for key, length in zip(keys, counts, strict=True):
             walk = _Walk(key)
             while walk.seen < length:
                 page = self._page(what, walk, length)
                 if not page:
                     break
                 for item in page:
-                    yield QueuedLetter(_raw(item), _Handle(walk, item))
+                    yield QueuedLetter(raw_of(item), _Handle(walk, item))
 
     def _page(self, what: str, walk: _Walk, length: int) -> list[bytes]:
         # Counted from the right, where the oldest are: new ones come in on the left and leave these indexes alone.
@@ -343,6 +364,14 @@ class RedisBroker(KombuBroker[_Session]):
             return [Moved(False, False, exc)] * len(moves)
         return [_moved(move.letter.handle, answer, tries) for move, answer in zip(moves, answers, strict=True)]
 
+    def vitals(self) -> dict[str, Any]:
+        """Return how the server is, as :func:`~celery_guardrails.stores.redis.vitals.vitals` has it.
+
+        Raises:
+            PublishFailed: it does not answer.
+        """
+        return self._run("ask how the server is", lambda link: vitals(link.client))
+
     def close(self) -> None:
         """Close the connections of this process; the next use opens others."""
         self._drop(self._session())
@@ -374,32 +403,3 @@ def _moved(handle: _Handle, answer: Any, tries: int) -> Moved:
 def _push(link: _Link, key: str, payload: str) -> None:
     if not link.client.lpush(key, payload):
         raise PublishFailed(f"Redis did not put the message into {key!r}")
-
-
-def _lengths(link: _Link, keys: list[str]) -> list[int]:
-    pipeline = link.client.pipeline(transaction=False)
-    for key in keys:
-        pipeline.llen(key)
-    return [int(length) for length in pipeline.execute()]
-
-
-def _raw(item: bytes) -> RawMessage:
-    """Read an item of a list; what is no message of kombu's comes out as a body without headers."""
-    try:
-        payload = loads(item.decode("utf-8"))
-        properties = dict(payload["properties"])
-        info = properties.get("delivery_info") or {}
-        body = payload.get("body") or ""
-        if str(properties.get("body_encoding") or "utf-8").lower() == "base64":
-            body = base64.b64decode(body)
-        return RawMessage(
-            body=body if isinstance(body, bytes) else str(body).encode("utf-8"),
-            content_type=payload.get("content-type"),
-            content_encoding=payload.get("content-encoding"),
-            headers=dict(payload.get("headers") or {}),
-            properties={name: value for name, value in properties.items() if name not in _TRANSPORT_PROPERTIES},
-            exchange=str(info.get("exchange") or ""),
-            routing_key=str(info.get("routing_key") or ""),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return RawMessage(item, None, None, {}, {}, "", "")

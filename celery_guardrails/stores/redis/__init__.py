@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 
 from ...errors import StoreUnavailable
+from ...policy.key import is_ours
 from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
 from ...policy.resource import Ask, Tell
 from ...policy.suspicion import Losses
 from .cluster import Cluster
 from .resources import RedisResources
-from .runner import FAILURES, Runner
+from .runner import FAILURES, Head, Runner
 from .server import Server
 from .urls import Mode, parse
 
@@ -27,6 +29,13 @@ _SHORT = {"application/json": "j", "utf-8": "u", "binary": "b", "application/x-p
 _LONG = {short: long for long, short in _SHORT.items()}
 #: First bytes of a record that is leased: a msgpack array of nine or ten, then the state.
 _LEASED = (b"\x99\x01", b"\x9a\x01")
+#: The same for every state; a record that is completed is an array of eight.
+_STATE_OF = {
+    b"\x99\x00": RecordState.IDLE,
+    b"\x9a\x00": RecordState.IDLE,
+    **dict.fromkeys(_LEASED, RecordState.LEASED),
+    b"\x98\x02": RecordState.COMPLETED,
+}
 
 
 class RedisStore(RedisResources):
@@ -164,17 +173,29 @@ class RedisStore(RedisResources):
 
         In a cluster a lease whose slot moves to another node meanwhile may be missing.
         """
-        pattern = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self._prefix) + "*"
-        batches = self._runner.heads(pattern)
         seen: set[bytes] = set()
-        while batch := self._guarded(lambda: next(batches, None)):
+        for batch in self._heads():
             for name, head in batch:
                 if (head is None or head in _LEASED) and name not in seen:
                     seen.add(name)  # a scan may meet a key twice
-                    key = name.decode("utf-8", "surrogateescape")[len(self._prefix) :]
+                    key = self._key_of(name)
                     record = self.lookup(key)
                     if record is not None and record.state is RecordState.LEASED:
                         yield key, record
+
+    def census(self) -> Iterator[Mapping[RecordState, int]]:
+        """See :class:`~celery_guardrails.ports.CountingStore`; a record may count twice while Redis makes its table larger or smaller."""
+        for batch in self._heads():
+            yield Counter(_STATE_OF[head] for name, head in batch if head in _STATE_OF and not is_ours(self._key_of(name)))
+
+    def _heads(self) -> Iterator[list[Head]]:
+        pattern = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self._prefix) + "*"
+        batches = self._runner.heads(pattern)
+        while batch := self._guarded(lambda: next(batches, None)):
+            yield batch
+
+    def _key_of(self, name: bytes) -> str:
+        return name.decode("utf-8", "surrogateescape")[len(self._prefix) :]
 
     def prune(self, limit: int) -> int:
         """Nothing to do: Redis lets its keys expire."""
@@ -192,6 +213,14 @@ class RedisStore(RedisResources):
     def ping(self) -> None:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""
         self._guarded(self._runner.ping)
+
+    def vitals(self) -> list[dict[str, Any]]:
+        """Return how each server that keeps records is, as :func:`~.vitals.vitals` has it.
+
+        Raises:
+            StoreUnavailable: one does not answer.
+        """
+        return self._guarded(self._runner.vitals)
 
     def close(self) -> None:
         """Close the connections of this process."""

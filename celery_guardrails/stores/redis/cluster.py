@@ -23,6 +23,7 @@ from redis.retry import Retry
 from .runner import FAILURES, Head, heads_of, script_texts, sha_of
 from .scripts import Scripts
 from .urls import Place
+from .vitals import vitals
 
 __all__ = ["Cluster"]
 
@@ -234,6 +235,10 @@ class Cluster:
         client.nodes_manager.initialize()
         for server in self._servers(client):
             server.ping()
+
+    def vitals(self) -> list[dict[str, Any]]:
+        """See :class:`~.runner.Runner`."""
+        return self._with_client(lambda client: [vitals(server) for server in self._servers(client)])
 
     @staticmethod
     def _servers(client: RedisCluster) -> list[Any]:

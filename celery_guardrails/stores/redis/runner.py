@@ -67,6 +67,9 @@ class Runner(Protocol):
     def ping(self) -> None:
         """Do nothing on every server that keeps records."""
 
+    def vitals(self) -> list[dict[str, Any]]:
+        """Return how each server that keeps records is (:func:`~.vitals.vitals`)."""
+
     def close(self) -> None:
         """Close the connections of this process; the next call opens others."""
 

@@ -18,6 +18,7 @@ from redis.sentinel import Sentinel
 from .runner import FAILURES, Head, heads_of, refused_write, script_texts
 from .scripts import Scripts
 from .urls import Mode, Place
+from .vitals import vitals
 
 __all__ = ["Server"]
 
@@ -111,6 +112,10 @@ class Server:
     def ping(self) -> None:
         """See :class:`~.runner.Runner`."""
         self._twice(self._client.ping)
+
+    def vitals(self) -> list[dict[str, Any]]:
+        """See :class:`~.runner.Runner`."""
+        return [self._twice(lambda: vitals(self._client))]
 
     def close(self) -> None:
         """See :class:`~.runner.Runner`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...errors import StoreUnavailable
@@ -13,6 +12,7 @@ from ...policy.lease import Claim, ClaimState, Record, RecordState, StoredResult
 from ...policy.resource import Ask, Tell
 from .. import STEPS_SECONDS
 from . import table
+from .census import Answer, Execute, count_records
 from .dialects import Dialect
 from .resources import SqlResources
 from .table import NAMES, TABLE, Row
@@ -26,23 +26,6 @@ _ROUNDS = 50
 #: Leases renewed by one statement, and listed by one.
 _BATCH = 200
 _COLUMNS = ", ".join(NAMES)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a statement gave.
-
-    Args:
-        rows: of a query.
-        count: rows that were changed.
-    """
-
-    rows: Sequence[Sequence[Any]] = ()
-    count: int = 0
-
-
-#: Runs one statement; parameters are written ``:name``.
-Execute = Callable[[str, Mapping[str, Any]], Answer]
 
 
 class SqlStore(SqlResources, abc.ABC):
@@ -270,6 +253,10 @@ class SqlStore(SqlResources, abc.ABC):
                 yield str(key), Row.read(columns).record
             if len(answer.rows) < _BATCH:
                 return
+
+    def census(self) -> Iterator[Mapping[RecordState, int]]:
+        """See :class:`~celery_guardrails.ports.CountingStore`."""
+        return count_records(self._execute, self.dialect, self._namespace)
 
     def prune(self, limit: int) -> int:
         """See :class:`~celery_guardrails.ports.IdempotencyStore`."""

@@ -34,7 +34,7 @@ from typing import Any
 from ...policy.lease import Record, RecordState, StoredResult
 from ...policy.suspicion import Losses
 
-__all__ = ["NAMES", "TABLE", "Row", "identifier", "key_text", "namespace_text", "values"]
+__all__ = ["NAMES", "STATES", "TABLE", "Row", "identifier", "key_text", "namespace_text", "values"]
 
 TABLE = "guardrails_record"
 #: The columns that change.
@@ -56,7 +56,8 @@ NAMES = (
     "data",
     "steps",
 )
-_STATES = (RecordState.IDLE, RecordState.LEASED, RecordState.COMPLETED)
+#: By the number that stands in ``state``.
+STATES = (RecordState.IDLE, RecordState.LEASED, RecordState.COMPLETED)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Row:
     def read(cls, values: Sequence[Any]) -> Row:
         """Take the columns :data:`NAMES`."""
         row = dict(zip(NAMES, values, strict=True))
-        state = _STATES[row["state"]]
+        state = STATES[row["state"]]
         record = Record(
             state=state,
             fingerprint=row["fingerprint"] or None,
@@ -98,7 +99,7 @@ def values(record: Record, *, expires: float, version: int) -> dict[str, Any]:
     """Return the columns of a record."""
     result = record.result or StoredResult()
     return {
-        "state": _STATES.index(record.state),
+        "state": STATES.index(record.state),
         "fingerprint": record.fingerprint or "",
         "fence": record.fence,
         "attempts": record.attempts,

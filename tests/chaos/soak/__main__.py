@@ -59,7 +59,7 @@ def one(options: Options, figures: Path) -> bool:
     told["machine"] = {"cpus": os.cpu_count(), "load before": load, "load after": os.getloadavg()}
     say(f"\nsoak on {options.broker}, store {options.store}, seed {options.seed}: {'every promise kept' if good else 'NOT GOOD'}")
     say(table(told))
-    for title in ("lost", "astray", "last seen", "crashed threads"):
+    for title in ("lost", "astray", "suspects", "last seen", "crashed threads"):
         for line in told[title][:50]:
             say(f"  {title}: {line}")
     figures.mkdir(parents=True, exist_ok=True)

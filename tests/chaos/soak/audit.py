@@ -93,10 +93,3 @@ def _wrong(task: Expected, done: int, reasons: Sequence[str], missed: int) -> st
     if done:
         return f"an effect, where a dead letter was expected ({task.reason})"
     return "" if set(reasons) == {task.reason} else f"dead-lettered as {', '.join(reasons)}, expected was {task.reason}"
-
-
-def unsettled(
-    tasks: Iterable[Expected], confirmed: set[str], effects: Mapping[str, int], letters: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """Return the names of accepted tasks that have had no end yet."""
-    return [task.name for task in tasks if task.name in confirmed and not effects.get(task.name) and not letters.get(task.name)]

@@ -10,19 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_guardrails.policy.lease import RecordState
 from tests.support.waiting import eventually
 
-from .app import key_of
-from .audit import Verdict, audit, unsettled
+from .audit import Verdict, audit
 from .faults import Faults, Fleet
+from .live import Live, identity, line
 from .load import Load
 from .plan import ROWS, schedule
 from .report import figures
-from .site import Site
+from .site import LEASE, REDIS, Site
 
 #: Seconds between two looks of the audit while it goes on.
-LOOK = 15.0
+LOOK = 20.0
+#: Seconds that such a look searches for what is nowhere, and messages in a queue above which it does not look through it.
+WAIT, LIMIT = 2.0, 5_000
+#: Seconds beyond lease and visibility timeout after which a task that is nowhere is suspect: a frozen worker holds what RabbitMQ hides.
+MARGIN = 15.0
 #: Seconds without any change after which nothing more is expected.
 REST = 15.0
 
@@ -64,48 +67,40 @@ def soak(options: Options, directory: Path) -> tuple[bool, dict[str, Any]]:
         begun = time.monotonic()
         load.start()
         faults.start()
-        contradictions = _watch(site, load, begun + options.seconds)
+        live = _watch(site, load, begun + options.seconds)
         faults.stop()
         load.stop()
         seconds = time.monotonic() - begun
         say("load and deaths are over; waiting for the rest")
         verdict = _drain(site, load, options.drain)
-        verdict.astray += sorted(contradictions)
+        verdict.astray += sorted(live.found)
         fleet.close()
         told = figures(verdict, load, faults, fleet, site.ledger.entries(), seconds=seconds)
         told["options"] = vars(options)
+        told["suspects"] = list(live.suspects.values())
         told["last seen"] = [site.whereabouts(name) for name in [*verdict.lost, *verdict.doubled][:50]]
         good = verdict.good(atomic=site.atomic) and not told["crashed threads"]
         return good, {"good": good, **told}
 
 
-def _watch(site: Site, load: Load, until: float) -> set[str]:
-    """Look on while it goes on; return what contradicted itself: completed without an effect."""
-    found: set[str] = set()
-    suspects: dict[str, int] = {}
+def _watch(site: Site, load: Load, until: float) -> Live:
+    """Look on while it goes on, at every task that has had no end yet."""
+    live = Live(LEASE + REDIS["visibility_timeout"] + MARGIN)
     while load.is_alive() and (left := until - time.monotonic()) > 0:
         load.join(min(LOOK, left))
         try:
-            # letters are not looked at here: a browse would hold them
-            names = unsettled(list(load.tasks), set(load.confirmed), site.effects(), {})
-            expected = {task.name: task for task in list(load.tasks)}
-            open_ = [name for name in names if expected[name].reason is None]
-            completed = [name for name in open_[:40] if _completed(site, name)]
+            confirmed, tasks = set(load.confirmed), list(load.tasks)
+            open_ = live.open(tasks, confirmed, site.effects())
+            # a short wait: what moves just now is found by the next look, and no worker waits long for what is looked through
+            audit = site.deployment.guardrails.audit(map(identity, open_), wait=WAIT, limit=LIMIT)
             done = site.effects()
-            for name in completed:
-                if not done[name]:
-                    suspects[name] = suspects.get(name, 0) + 1
-            found |= {f"{name}: completed, and there is no effect" for name, times in suspects.items() if times > 1 and not done[name]}
+            for text in live.see(time.monotonic(), open_, audit, done):
+                say(f"  SUSPECT {text}; {site.whereabouts(text.partition(':')[0])}")
         except Exception as error:  # noqa: BLE001 - a store or broker that is just being killed
             say(f"  … could not look: {type(error).__name__}")
             continue
-        say(f"  {len(load.confirmed):>7,} accepted, {len(done):,} with effect, {len(open_)} under way; oldest {open_[:1]}")
-    return found
-
-
-def _completed(site: Site, name: str) -> bool:
-    record = site.deployment.guardrails.lookup(key_of(name))
-    return record is not None and record.state is RecordState.COMPLETED
+        say(line(len(confirmed), len(done), audit))
+    return live
 
 
 def _drain(site: Site, load: Load, seconds: float) -> Verdict:

@@ -65,6 +65,16 @@ def make_app(environ: Mapping[str, str]) -> Celery:
             run.effect()
         return name
 
+    @task("effect_in_steps")
+    def effect_in_steps(self: Any, name: str, seconds: float) -> str:
+        """Wait in little steps: a signal that comes just before one long sleep is handled behind it only, as CPython has it."""
+        with running(self, name) as run:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(0.05)
+            run.effect()
+        return name
+
     @task("effect_first")
     def effect_first(self: Any, name: str, seconds: float = 0.0) -> str:
         """Do the effect, then wait: the window between effect and completion record is open meanwhile."""
@@ -303,6 +313,18 @@ def make_app(environ: Mapping[str, str]) -> Celery:
         """A plain Celery task in the same worker."""
         with ledger.run(name, task_id=self.request.id) as run:
             time.sleep(seconds)
+            run.effect()
+        return name
+
+    @app.task(bind=True, name="testapp.unguarded_kill", shared=False, acks_late=True)
+    def unguarded_kill(self: Any, name: str, whose: str = "parent", seconds: float = 0.0) -> str:
+        """A plain task whose first run kills its worker after ``seconds``: its process' parent (prefork), or its own process."""
+        with ledger.run(name, task_id=self.request.id) as run:
+            if ledger.count(name, "start") == 1:
+                time.sleep(seconds)
+                run.record("dies")
+                os.kill(os.getppid() if whose == "parent" else os.getpid(), signal.SIGKILL)
+                time.sleep(10)
             run.effect()
         return name
 

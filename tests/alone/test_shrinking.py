@@ -18,8 +18,11 @@ def pool():
     _look_at_what_is_written(made)
     yield made
     stopping.reset()
+    # One that is killed while it waits for work keeps the lock of the pool's pipe, for which its ordinary end waits.
+    made._terminate.cancel()
     for process in made._pool:
         os.kill(process.pid, signal.SIGKILL)
+        process.join()
 
 
 def told(pool):

@@ -107,7 +107,7 @@ def test_a_worker_that_shrinks_leaves_what_runs_alone_and_drains_while_it_grows(
 
 def begun_unheard(app, worker, tmp_path):
     """Let two tasks begin of which the main process has not read that they have: it is held up until there is a file."""
-    children = worker.children()
+    children = worker.children_up(app.app)
     for pid in children:
         os.kill(pid, signal.SIGSTOP)  # they get a message into their pipes and do not say so
     names = ["a", "b"]

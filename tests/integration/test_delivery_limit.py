@@ -30,7 +30,7 @@ def test_what_deploys_find_waiting_in_a_worker_never_comes_to_the_delivery_limit
     results = [app.send("effect", name) for name in names]
     for _ in range(DEPLOYS):
         worker = app.worker(concurrency=1, queues=[f"{queue}.idle"])
-        (child,) = worker.children()
+        (child,) = worker.children_up(app.app)
         os.kill(child, signal.SIGSTOP)  # so that nothing begins
         eventually(lambda: app.app.control.add_consumer(queue, reply=True, timeout=5, limit=1), 30)
         worker.wait_log(r"Task testapp\.effect\[.*\] received", times=len(names))

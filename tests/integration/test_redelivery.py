@@ -153,7 +153,8 @@ def test_what_lay_in_the_pipe_of_a_process_when_the_connection_was_lost_keeps_it
     redis = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=redis, guardrails_lease_seconds=VISIBILITY)
     worker = app.worker(concurrency=2, env={"TESTAPP_BROKER_URL": through})
-    for pid in worker.children():
+    children = worker.children_up(app.app)
+    for pid in children:
         os.kill(pid, signal.SIGSTOP)  # they get a message into their pipes and do not take it out
     results = {name: app.send("token", name, LONG) for name in ("a", "b")}
     worker.wait_log("received", times=2)
@@ -162,14 +163,14 @@ def test_what_lay_in_the_pipe_of_a_process_when_the_connection_was_lost_keeps_it
     worker.turn(app.app)
     between.drop_connections()
     worker.wait_log("Connected to", times=2, timeout=60)
-    for pid in worker.children():
+    for pid in children:
         os.kill(pid, signal.SIGCONT)
     app.ledger.wait("start", times=2)
     other = app.worker(concurrency=2)
     values = {name: result.get(timeout=60) for name, result in results.items()}
     assert receipts([other], results["a"]) + receipts([other], results["b"]) >= 2, "the broker did deliver both again"
     assert app.ledger.counts("start") == app.ledger.counts() == {"a": 1, "b": 1}
-    assert {effect.pid for effect in app.ledger.entries(event="effect")} == set(worker.children())
+    assert {effect.pid for effect in app.ledger.entries(event="effect")} == set(children)
     assert values == {effect.key: effect.run for effect in app.ledger.entries(event="effect")}
     eventually(lambda: app.depth() == 0, 30)
 

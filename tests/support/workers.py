@@ -89,6 +89,16 @@ class Worker:
                     alive.append(child.pid)
         return alive
 
+    def children_up(self, app: Celery) -> list[int]:
+        """Wait until every pool process takes messages, which may be after the worker is ready; return their pids."""
+
+        def up() -> list[int]:
+            answers = app.control.inspect(destination=[self.hostname], timeout=5, limit=1).stats() or {}
+            pool = answers[self.hostname]["pool"]
+            return pool["processes"] if pool["writes"]["inqueues"]["total"] == len(pool["processes"]) else []
+
+        return eventually(up, 60, because=lambda: f"the processes of {self!r} are up", ignoring=(KeyError, TypeError))
+
     # -- what is done to it -------------------------------------------------------------------------------------
 
     def signal(self, number: int) -> None:

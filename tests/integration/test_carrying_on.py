@@ -25,9 +25,8 @@ def between(broker, proxy):
 @pytest.fixture
 def cut_off(deploy, broker, between):
     """An app whose worker reaches the broker through the proxy only."""
-    port = urlsplit(broker.url).port
     app = deploy()
-    app.start_workers(1, concurrency=1, env={"TESTAPP_BROKER_URL": broker.url.replace(f":{port}/", f":{between.port}/")})
+    app.start_workers(1, concurrency=1, env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     # a connection that it has is given up sooner than one that it makes
     assert chain(app.task("add").si(1, 2), app.task("add").si(1, 3)).delay().get(timeout=60) == 4
     return app

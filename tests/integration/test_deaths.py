@@ -169,11 +169,10 @@ def test_a_worker_that_was_frozen_beyond_its_lease_wakes_up_and_cannot_settle(ap
 @pytest.mark.chaos
 @pytest.mark.parametrize("pool", ANY)
 def test_a_connection_that_carries_nothing_and_says_nothing_does_not_make_a_task_run_twice(deploy, broker, proxy, pool):
-    parts = urlsplit(broker.url)
-    between = proxy(parts.port)
+    between = proxy(urlsplit(broker.url).port)
     redis = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=redis, guardrails_lease_seconds=LEASE, broker_heartbeat=2)
-    cut_off = app.worker(pool=pool, env={"TESTAPP_BROKER_URL": broker.url.replace(f":{parts.port}/", f":{between.port}/")})
+    cut_off = app.worker(pool=pool, env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     result = app.send("token", "a", 24.0)
     (start,) = app.ledger.wait("start", "a")
     between.stall()

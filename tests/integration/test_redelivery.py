@@ -124,11 +124,9 @@ def between(broker, proxy):
 @pytest.fixture
 def cut_off(deploy, broker, between, pool):
     """An app whose workers reach the broker through the proxy only."""
-    parts = urlsplit(broker.url)
-    through = broker.url.replace(f":{parts.port}/", f":{between.port}/")
     options = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=options, guardrails_lease_seconds=4)
-    app.start_workers(2, pool=pool, env={"TESTAPP_BROKER_URL": through})
+    app.start_workers(2, pool=pool, env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     return app
 
 
@@ -149,10 +147,9 @@ def test_a_connection_cut_in_mid_task_does_not_make_it_run_twice(cut_off, betwee
 
 
 def test_what_lay_in_the_pipe_of_a_process_when_the_connection_was_lost_keeps_its_lease_when_it_runs(deploy, broker, between):
-    through = broker.url.replace(f":{urlsplit(broker.url).port}/", f":{between.port}/")
     redis = REDIS if broker.kind == "redis" else {}
     app = deploy("untouched", broker_transport_options=redis, guardrails_lease_seconds=VISIBILITY)
-    worker = app.worker(concurrency=2, env={"TESTAPP_BROKER_URL": through})
+    worker = app.worker(concurrency=2, env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     children = worker.children_up(app.app)
     for pid in children:
         os.kill(pid, signal.SIGSTOP)  # they get a message into their pipes and do not take it out
@@ -179,9 +176,8 @@ def test_what_lay_in_the_pipe_of_a_process_when_the_connection_was_lost_keeps_it
 @pytest.mark.parametrize("task", ["token", "unguarded"])
 @pytest.mark.parametrize("pool", ["threads", pytest.param("gevent", marks=pytest.mark.chaos)])
 def test_a_worker_that_is_connected_again_in_mid_task_takes_as_many_messages_as_before(deploy, broker, between, pool, task):
-    through = broker.url.replace(f":{urlsplit(broker.url).port}/", f":{between.port}/")
     app = deploy("slow_listener", guardrails_lease_seconds=4)
-    worker = app.worker(pool=pool, concurrency=2, env={"TESTAPP_BROKER_URL": through})
+    worker = app.worker(pool=pool, concurrency=2, env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     app.send(task, "a", LONG)
     app.ledger.wait("start", "a")
     between.drop_connections()
@@ -197,10 +193,9 @@ def test_a_worker_that_is_connected_again_in_mid_task_takes_as_many_messages_as_
 @pytest.mark.chaos
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_where_celery_ends_what_runs_when_the_connection_is_lost_nobody_is_charged(deploy, broker, between, pool):
-    parts = urlsplit(broker.url)
     redis = REDIS if broker.kind == "redis" else {}
     app = deploy(worker_cancel_long_running_tasks_on_connection_loss=True, broker_transport_options=redis, guardrails_lease_seconds=120)
-    worker = app.worker(pool=pool, env={"TESTAPP_BROKER_URL": broker.url.replace(f":{parts.port}/", f":{between.port}/")})
+    worker = app.worker(pool=pool, env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     result = app.send("effect", "a", 6.0)
     app.ledger.wait("start", "a")
     between.drop_connections()
@@ -237,8 +232,7 @@ def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_of
 
 def test_what_runs_goes_on_while_a_gevent_worker_waits_for_its_broker(deploy, broker, between):
     app = deploy("looping", guardrails_lease_seconds=VISIBILITY)
-    through = broker.url.replace(f":{urlsplit(broker.url).port}/", f":{between.port}/")
-    worker = app.worker(pool="gevent", env={"TESTAPP_BROKER_URL": through})
+    worker = app.worker(pool="gevent", env={"TESTAPP_BROKER_URL": between.through(broker.url)})
     result = app.send("rows", "loop", 200, 0.1)
     app.ledger.wait("effect", "loop", times=3)
     between.cut()

@@ -30,6 +30,10 @@ class Proxy:
         self._thread = threading.Thread(target=self._work, name=f"proxy-{self.port}", daemon=True)
         self._thread.start()
 
+    def through(self, url: str) -> str:
+        """Return the URL of what is behind it with its own port instead."""
+        return url.replace(f":{self._target[1]}/", f":{self.port}/")
+
     def cut(self) -> None:
         """Reset what is open, refuse what comes: the host is gone."""
         with self._lock:

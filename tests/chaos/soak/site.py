@@ -115,7 +115,7 @@ class Site:
     @property
     def worker_env(self) -> dict[str, str]:
         """Variables of the workers: they reach the broker through the proxy."""
-        return {"TESTAPP_BROKER_URL": self.deployment.broker.url.replace(f":{self.broker.port}/", f":{self.proxy.port}/")}
+        return {"TESTAPP_BROKER_URL": self.proxy.through(self.deployment.broker.url)}
 
     # -- what became of the tasks -------------------------------------------------------------------------------
 

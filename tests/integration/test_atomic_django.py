@@ -291,7 +291,7 @@ def test_a_worker_that_was_frozen_beyond_its_lease_commits_nothing(site: Site) -
 
 
 @pytest.mark.brokers("redis")
-@pytest.mark.parametrize("database", ["postgres", "mariadb"])
+@pytest.mark.parametrize("database", ["postgres", pytest.param("mariadb", marks=pytest.mark.chaos)])
 def test_a_lease_broken_by_an_operator_rolls_the_effect_back(
     make_site: Callable[..., Site], database: str, request: pytest.FixtureRequest
 ) -> None:
@@ -313,6 +313,7 @@ def test_a_lease_broken_by_an_operator_rolls_the_effect_back(
     assert value == site.ledger.entries(event="start")[1].run
 
 
+@pytest.mark.long_on("amqp")
 def test_a_task_longer_than_its_lease_keeps_it(site: Site) -> None:
     site.start(concurrency=2)
     long = site.send("record", "a", 0.2, 2.5 * LEASE)

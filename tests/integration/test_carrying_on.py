@@ -66,6 +66,7 @@ def test_the_body_of_a_chord_runs_when_the_process_that_was_to_publish_it_was_ki
     assert app.ledger.counts() == {"add": 2, "first": 1, "last": 1, "body": 1}
 
 
+@pytest.mark.long_on("redis")
 def test_a_chain_goes_on_when_a_step_has_ended_while_the_broker_was_away(cut_off, between):
     app = cut_off
     result = chain(app.task("effect").si("step", 2.0), app.task("effect").si("next")).delay()

@@ -30,7 +30,7 @@ def used(app):
 
 
 @pytest.mark.long_on("amqp")
-@pytest.mark.parametrize("why", REPLACED)
+@pytest.mark.parametrize("why", ["tasks", pytest.param("memory", marks=pytest.mark.chaos)])
 @pytest.mark.parametrize(
     "scheduling",
     # with "default" messages are written into the pipe of a process that is busy, and that ends before it has read them

@@ -159,13 +159,13 @@ def drains_red(deploy, pool):
 
 
 @pytest.mark.long_on("redis")
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.chaos)])
 def test_readiness_goes_red_at_sigterm_while_a_task_is_still_waited_for(deploy, pool):
     drains_red(deploy, pool)
 
 
 @pytest.mark.brokers("redis")
-@pytest.mark.parametrize("pool", ["gevent", "solo"])
+@pytest.mark.parametrize("pool", ["gevent", pytest.param("solo", marks=pytest.mark.chaos)])
 def test_readiness_goes_red_at_sigterm_in_every_pool(deploy, pool):
     drains_red(deploy, pool)
 
@@ -182,7 +182,7 @@ def away_and_back(site, server, name):
 
 # not on the broker of the session: a second node of RabbitMQ takes its time to start
 @pytest.mark.brokers("redis")
-@pytest.mark.parametrize("kind", ["redis", "amqp"])
+@pytest.mark.parametrize("kind", ["redis", pytest.param("amqp", marks=pytest.mark.chaos)])
 @pytest.mark.timeout(600)
 def test_without_its_broker_a_worker_is_not_ready_but_alive_and_ready_again_when_it_is_back(request, deploy, kind):
     if kind == "redis":

@@ -85,6 +85,7 @@ def test_no_guarded_task_runs_while_the_store_is_away(deploy, private_redis):
     assert start.fields["deliveries"] > 2
 
 
+@pytest.mark.long_on("amqp")
 def test_with_store_failure_open_tasks_run_unguarded_while_the_store_is_away(deploy, private_redis):
     store = private_redis()
     app = deploy(store_url=store.url(1), guardrails_store_failure="open")

@@ -230,6 +230,7 @@ def test_a_broker_out_of_reach_for_a_while_does_not_make_a_task_run_twice(cut_of
         eventually(lambda: all(size == (0, 0) for size in broker.sizes().values()), 20, because=lambda: str(broker.sizes()))
 
 
+@pytest.mark.long_on("redis")
 def test_what_runs_goes_on_while_a_gevent_worker_waits_for_its_broker(deploy, broker, between):
     app = deploy("looping", guardrails_lease_seconds=VISIBILITY)
     worker = app.worker(pool="gevent", env={"TESTAPP_BROKER_URL": between.through(broker.url)})

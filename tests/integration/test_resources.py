@@ -85,6 +85,7 @@ def test_a_half_open_breaker_lets_single_probes_through(gateway):
     assert app.ledger.counts() == dict.fromkeys(names("n", 30), 1)
 
 
+@pytest.mark.long_on("amqp")
 def test_the_fleet_runs_no_more_at_once_than_there_are_slots(gateway):
     app = gateway(max_concurrency=2)
     app.start_workers(2, concurrency=3)
@@ -111,6 +112,7 @@ def test_the_slot_of_a_worker_that_was_killed_comes_back_when_its_lease_ends(gat
     assert most_at_once(app.ledger) == 1
 
 
+@pytest.mark.long_on("amqp")
 def test_a_rate_spreads_the_calls_of_the_fleet(gateway):
     app = gateway(rate="4/s")
     app.start_workers(2, concurrency=4)

@@ -51,7 +51,8 @@ def docker_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 # A list, where pytest-celery has a set: the order of the tests must be the same in all test processes.
-@pytest.fixture(params=[CELERY_REDIS_BROKER, CELERY_RABBITMQ_BROKER])
+# On RabbitMQ, whose node takes ten seconds to start for each, all but one are among the long tests.
+@pytest.fixture(params=[CELERY_REDIS_BROKER, pytest.param(CELERY_RABBITMQ_BROKER, marks=pytest.mark.chaos)])
 def celery_broker(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Each broker in turn."""
     broker = request.getfixturevalue(request.param)

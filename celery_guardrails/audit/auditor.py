@@ -18,13 +18,13 @@ from ..dead_letters.filters import Filter
 from ..dead_letters.service import DeadLetters
 from ..errors import GuardrailsConfigError
 from ..policy.delivery import DEAD_LETTER_HEADER
-from ..policy.key import is_ours
+from ..policy.key import is_ours, shortened
 from ..policy.lease import Record, RecordState
 from ..ports import Backlog, Broker, Clock, CountingStore, IdempotencyStore, OpenBroker
 from .archived import ArchivedLetters
 from .report import Audit, Finding, QueueCount, findings_of
 from .sightings import Answer, KeyOf, Sightings
-from .standing import OVER_LEASES, Facts, Letter, Place, Sight, Standing, State, judge
+from .standing import OVER_LEASES, SILENT, Facts, Letter, Place, Sight, Standing, State, judge
 
 __all__ = ["Auditor", "Sources"]
 
@@ -44,7 +44,7 @@ class Sources:
         letters: over the dead letter queues alone.
         archive: the archived letters, or None where there is no archive.
         workers: asks all workers what they hold.
-        result: says a task's state in the result backend, or "".
+        result: says a task's state in the result backend, "", or :data:`~.standing.SILENT`.
         key_of: computes the key of a message that travels without one.
         clock: time.
         lease: length of a lease in seconds.
@@ -118,7 +118,7 @@ class Auditor:
         if isinstance(names, str):
             raise GuardrailsConfigError(f"keys = {names!r}: several keys are allowed, in a list for instance")
         begun = self._from.clock.now()
-        asked = list(dict.fromkeys(names)) if names is not None else []
+        asked = list(dict.fromkeys(map(shortened, names))) if names is not None else []
         self._strict = bool(asked)
         backlog: Backlog = self._broker.backlog([*self._queues, *self._queues.values()])
         self._answers = self._from.workers()
@@ -240,7 +240,7 @@ class Auditor:
         records = {name: self._from.store.lookup(name) for name in names}
         self._see_letters(seen)
         records.update({name: self._from.store.lookup(key) for name, key in seen.keys.items() if key != name})
-        now, found = self._from.store.now(), {}
+        now, found, silent = self._from.store.now(), {}, 0
         for name in names:
             facts = Facts(name, seen.keys.get(name, name), records[name], tuple(seen.messages[name]), tuple(seen.letters[name]))
             found[name] = judge(facts, now=now, lease=self._from.lease, all_held=all_held)
@@ -248,6 +248,9 @@ class Auditor:
                 archived = () if self._from.archive is None else self._from.archive.letters(name)
                 facts = replace(facts, letters=archived, result="" if archived else self._from.result(name))
                 found[name] = judge(facts, now=now, lease=self._from.lease, all_held=all_held)
+                silent += facts.result == SILENT
+        if silent:
+            self._blind.append(f"{silent} results, for which the result backend gave no answer")
         return found
 
     def _see_messages(self, seen: Sightings) -> bool:

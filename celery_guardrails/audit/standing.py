@@ -13,11 +13,13 @@ from functools import partial
 
 from ..policy.lease import Record, RecordState
 
-__all__ = ["OVER_LEASES", "Facts", "Letter", "Place", "Sight", "Standing", "State", "judge"]
+__all__ = ["OVER_LEASES", "SILENT", "Facts", "Letter", "Place", "Sight", "Standing", "State", "judge"]
 
 #: Lengths of a lease for which a dead holder's message may be on its way back, out of everybody's sight: RabbitMQ redelivers when it
 #: notices, which for a host that fell silent takes its heartbeat twice.
 OVER_LEASES = 3.0
+#: A result backend that did not answer.
+SILENT = "?"
 
 
 class State(str, Enum):
@@ -84,6 +86,11 @@ class Letter:
         """Whether it can be replayed as it is."""
         return self.state == "waiting"
 
+    @property
+    def refused(self) -> bool:
+        """Whether its key is another task's, with other arguments: what becomes of that one says nothing of this."""
+        return self.reason == "conflict"
+
     def __str__(self) -> str:
         return f"{self.reason} (letter {self.id} of {self.queue}{', archived' if self.place == 'archive' else ''})"
 
@@ -98,7 +105,7 @@ class Facts:
         record: of the key.
         messages: alive.
         letters: of it.
-        result: what the result backend says of a task by this id, or "".
+        result: what the result backend says of a task by this id, "" where it says nothing, :data:`SILENT` where it did not answer.
     """
 
     name: str
@@ -107,6 +114,11 @@ class Facts:
     messages: tuple[Sight, ...] = ()
     letters: tuple[Letter, ...] = ()
     result: str = ""
+
+    @property
+    def by_id(self) -> bool:
+        """Whether one task was asked for by its id, and not all that have a key."""
+        return self.name != self.key
 
 
 @dataclass(frozen=True)
@@ -148,13 +160,18 @@ def judge(facts: Facts, *, now: float, lease: float, all_held: bool) -> Standing
     """
     record = facts.record
     waiting = [letter for letter in facts.letters if letter.waits]
+    refused = [letter for letter in waiting if letter.refused]
     found = partial(Standing, facts.name, facts.key, fence=record.fence if record is not None else 0)
+    if facts.by_id and not facts.messages and facts.letters and all(letter.refused for letter in facts.letters):
+        return found(state=State.DEAD, where=_buried(facts.letters))
+    both = f", and dead-lettered as {_listed(own)}" if (own := [letter for letter in waiting if not letter.refused]) else ""
+    note = f"a task with this key and other arguments is dead-lettered as {_listed(refused)}" if refused else ""
     if record is not None and record.state is RecordState.COMPLETED:
-        both = f"completed, and dead-lettered as {_listed(waiting)}" if waiting else ""
-        return found(state=State.COMPLETED, where="the store has its completion", contradiction=both)
+        where = "the store has its completion"
+        return found(state=State.COMPLETED, where=where, contradiction=both and f"completed{both}", note=note)
     if record is not None and record.state is RecordState.LEASED and record.until > now:
-        both = f"running, and dead-lettered as {_listed(waiting)}" if waiting else ""
-        return found(state=State.RUNNING, where=f"leased by {record.owner or record.holder}", contradiction=both)
+        where = f"leased by {record.owner or record.holder}"
+        return found(state=State.RUNNING, where=where, contradiction=both and f"running{both}", note=note)
     if facts.messages:
         state, where = _alive(facts.messages)
         if over := _over(record, now):
@@ -162,9 +179,7 @@ def judge(facts: Facts, *, now: float, lease: float, all_held: bool) -> Standing
         note = f"also dead-lettered as {_listed(waiting)}: published twice, or being replayed" if waiting else ""
         return found(state=state, where=where, note=note)
     if facts.letters:
-        chosen = waiting or facts.letters
-        where = _listed(chosen) if waiting else f"discarded: {_listed(chosen)}"
-        return found(state=State.DEAD, where=where, note="more than one letter" if len(waiting) > 1 else "")
+        return found(state=State.DEAD, where=_buried(facts.letters), note="more than one letter" if len(waiting) > 1 else "")
     if record is not None and record.state is RecordState.LEASED and not all_held and now - record.until < OVER_LEASES * lease:
         where = f"its holder {_over(record, now)}, and its message comes back to the queue when the broker notices"
         return found(state=State.WAITING, where=where)
@@ -199,6 +214,11 @@ def _last(record: Record | None, now: float) -> str:
     if over := _over(record, now):
         return f"no message and no letter; its holder {over}"
     return f"no message and no letter; {record.attempts} attempts charged, last claimed {max(0.0, now - record.claimed_at):.0f} s ago"
+
+
+def _buried(letters: tuple[Letter, ...]) -> str:
+    waiting = [letter for letter in letters if letter.waits]
+    return _listed(waiting) if waiting else f"discarded: {_listed(letters)}"
 
 
 def _listed(letters: Iterable[Letter]) -> str:

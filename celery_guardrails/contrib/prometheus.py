@@ -59,7 +59,10 @@ class Exposition:
 
     def __call__(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body, in the format that the header ``Accept`` asks for: OpenMetrics, or Prometheus' own text."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # a version that is no number (prometheus_client 0.26)
+            encode, content_type = choose_encoder("")
         return content_type, encode(self._registry)
 
 

@@ -60,7 +60,7 @@ class AppFacts:
         persistent: messages survive a restart of the broker.
         publish_retries: ``task_publish_retry``.
         prefetch: ``worker_prefetch_multiplier``.
-        accepts_pickle: ``accept_content`` or ``result_accept_content`` allows it.
+        accepts_pickle: those of ``accept_content`` and ``result_accept_content`` that allow it.
         result_expires: seconds that the result backend keeps a result; None for ever.
         visibility_timeout: seconds (Redis).
         sweep_seconds: that kombu lets pass between two looks for messages of dead workers (Redis).
@@ -81,7 +81,7 @@ class AppFacts:
     persistent: bool = True
     publish_retries: bool = True
     prefetch: int = 4
-    accepts_pickle: bool = False
+    accepts_pickle: tuple[str, ...] = ()
     result_expires: float | None = 86400.0
     visibility_timeout: float = 3600.0
     sweep_seconds: float = 100.0

@@ -89,7 +89,7 @@ def drops_messages(facts: Facts) -> Iterator[Said]:
                 queue.name,
                 f"{dropped}; it has no dead letter exchange{_as_far_as_known(queue)}.",
                 "These tasks are never done and leave nothing behind.",
-                policy_line(rabbit.vhost, queue.name, _dead_lettering(facts, queue, rabbit)),
+                policy_line(rabbit.vhost, queue.name, {**(queue.policy or {}), **_dead_lettering(facts, queue, rabbit)}),
             )
 
 
@@ -103,7 +103,7 @@ def no_exchange(facts: Facts) -> Iterator[Said]:
                 f"it was declared without x-dead-letter-exchange{_as_far_as_known(queue)}.",
                 f"The guard's own dead letters do not need it, but what RabbitMQ gives up itself is gone: {limit}a message's own "
                 "expiration, and what plain tasks reject.",
-                policy_line(rabbit.vhost, queue.name, _dead_lettering(facts, queue, rabbit)),
+                policy_line(rabbit.vhost, queue.name, {**(queue.policy or {}), **_dead_lettering(facts, queue, rabbit)}),
             )
 
 

@@ -63,12 +63,16 @@ def unlimited_prefetch(facts: Facts) -> Iterator[Said]:
 
 @check("W008", "workers decode pickle")
 def pickle_accepted(facts: Facts) -> Iterator[Said]:
-    if facts.app.accepts_pickle:
+    whose = {
+        "accept_content": "Whoever can write to the broker, or replay a dead letter, runs",
+        "result_accept_content": "Whoever can write to the result backend runs",
+    }
+    for setting in facts.app.accepts_pickle:
         yield Said(
-            "accept_content",
+            setting,
             "pickle is accepted.",
-            "Whoever can write to the broker, or replay a dead letter, runs code of theirs in your workers and in these commands.",
-            facts.app.assign("accept_content", ["json"]),
+            f"{whose[setting]} code of theirs in your workers and in these commands.",
+            facts.app.assign(setting, ["json"]),
         )
 
 

@@ -28,7 +28,14 @@ def broker_away(facts: Facts) -> Iterator[Said]:
 
 def _reach(kind: str, urls: str) -> str:
     url = urls.partition(";")[0]  # of a failover list the first
-    return _ping(url) if kind == "redis" and url.startswith(("redis://", "rediss://")) else "rabbitmq-diagnostics ping"
+    if kind != "redis":
+        return "rabbitmq-diagnostics ping"
+    scheme, _, rest = url.partition("://")
+    if scheme in ("redis", "rediss"):
+        return _ping(url)
+    if scheme == "sentinel":
+        return "redis-cli -p 26379 SENTINEL masters"
+    return shlex.join(["redis-cli", "-s", rest.partition("?")[0], "PING"])
 
 
 def _ping(url: str) -> str:

@@ -19,6 +19,7 @@ from ..policy.breaker import CircuitBreaker
 from ..policy.budget import RetryBudget
 from ..policy.classification import Classification
 from ..policy.classify import Classifier
+from ..policy.key import shortened
 from ..policy.lease import Record
 from ..policy.progress import Progress
 from ..policy.rate import Rate
@@ -307,7 +308,7 @@ class Guardrails(Inspected):
         Raises:
             StoreUnavailable: the store did not answer.
         """
-        return self.store.lookup(key)
+        return self.store.lookup(shortened(key))
 
     def progress(self, key: str) -> Progress | None:
         """Return how far the loops of a task that runs, waits or is dead have come, or None where it has none (any more).
@@ -315,7 +316,7 @@ class Guardrails(Inspected):
         Raises:
             StoreUnavailable: the store did not answer.
         """
-        record = self.store.lookup(key)
+        record = self.store.lookup(shortened(key))
         return None if record is None else progress_of(record.steps)
 
     def forget(self, key: str) -> bool:
@@ -324,7 +325,7 @@ class Guardrails(Inspected):
         Raises:
             StoreUnavailable: the store did not answer.
         """
-        return self.store.forget(key)
+        return self.store.forget(shortened(key))
 
     def leases(self) -> Iterator[tuple[str, Record]]:
         """Yield every key that is leased now, with its record: holder, owner, since when, until when.
@@ -348,7 +349,7 @@ class Guardrails(Inspected):
         Raises:
             StoreUnavailable: the store did not answer.
         """
-        return self.store.break_lease(key)
+        return self.store.break_lease(shortened(key))
 
     def transactional(self, options: TaskOptions) -> TransactionalStore:
         """Return the store for a task with ``atomic``.

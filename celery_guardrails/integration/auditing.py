@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..audit import Answer, ArchivedLetters, Auditor, Held, Sources, key_reader
+from ..audit.standing import SILENT
 from ..dead_letters.decoder import KombuDecoder
 from ..dead_letters.tasks import tasks_of
 
@@ -16,6 +17,8 @@ __all__ = ["HOLDING", "auditor_of"]
 
 #: The control command that workers answer (:mod:`celery_guardrails.worker.holding`).
 HOLDING = "guardrails_holding"
+#: Of the result backend, in a row: each may take as long as its timeout.
+_MOST_FAILURES = 3
 
 
 def auditor_of(rails: Guardrails, *, timeout: float = 1.0, **options: Any) -> Auditor:
@@ -54,18 +57,22 @@ def _answer(worker: str, said: Mapping[str, Any]) -> Answer:
 
 
 def _results_of(app: Any) -> Callable[[str], str]:
-    """Return what says a task's state in the result backend; nothing more once that does not answer."""
+    """Return what says a task's state in the result backend; after some failures in a row it is not asked any more."""
     # of a result that was sent as a message only its publisher hears
-    asked = bool(app.conf.result_backend) and not str(app.conf.result_backend).startswith(("rpc", "amqp"))
+    if not app.conf.result_backend or str(app.conf.result_backend).startswith(("rpc", "amqp")):
+        return lambda _: ""
+    failures = 0
 
     def state_of(task_id: str) -> str:
-        nonlocal asked
-        if not asked:
-            return ""
+        nonlocal failures
+        if failures >= _MOST_FAILURES:
+            return SILENT
         try:
-            return str(app.backend.get_state(task_id))
-        except Exception:  # noqa: BLE001 - every backend has errors of its own; its word is a supplement
-            asked = False
-            return ""
+            state = str(app.backend.get_state(task_id))
+        except Exception:  # noqa: BLE001 - every backend has errors of its own, and one result may be unreadable
+            failures += 1
+            return SILENT
+        failures = 0
+        return state
 
     return state_of

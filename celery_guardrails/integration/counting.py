@@ -82,6 +82,13 @@ class Pipe:
                 *lines, self._rest = (self._rest + data).split(b"\n")
                 found.extend(map(self._parsed, lines))
 
+    def close_read_end(self) -> None:
+        """Close it in this process, once: where a task forks this is called again, and the number may be a file of the task's."""
+        if self.read_end >= 0:
+            end, self.read_end = self.read_end, -1
+            with contextlib.suppress(OSError):
+                os.close(end)
+
     def _parsed(self, line: bytes) -> tuple[Key, float]:
         text, _, amount = line.rpartition(b" ")
         key = self._known.get(text)
@@ -231,8 +238,7 @@ class Counting:
     def close_read_end(self) -> None:
         """In a pool process: it has no use for it."""
         if self.pipe is not None:
-            with contextlib.suppress(OSError):
-                os.close(self.pipe.read_end)
+            self.pipe.close_read_end()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .. import events
 from ..events import Event
 from ..policy.deadletter import REASONS
+from ..policy.suspicion import CROWDED, QUARANTINED
 
 __all__ = ["COUNTER", "GAUGE", "HISTOGRAM", "METRICS", "OTHER", "SUM", "Key", "Measures", "Metric"]
 
@@ -33,7 +34,7 @@ _LONGEST = 200
 #: Why a message goes back (policy/verdict.py and those that it asks).
 _WHYS = frozenset(
     {
-        *("store away", "held", "lease lost", "crashed", "quarantine"),
+        *("store away", "held", "lease lost", "crashed", QUARANTINED, CROWDED),
         *("breaker", "budget", "slots", "rate"),
         *("stopped", "deadline", "time is up"),
     }

@@ -12,7 +12,7 @@ from typing import Any, Union
 from ..errors import GuardrailsConfigError
 from .canonical import canonical, canonical_text, plain_member
 
-__all__ = ["KeyTemplate", "bind_arguments", "canonical", "fingerprint", "is_ours", "make_key"]
+__all__ = ["KeyTemplate", "bind_arguments", "canonical", "fingerprint", "is_ours", "make_key", "shortened"]
 
 KeyTemplate = Union[str, Callable[..., str], None]
 #: Longest key that is kept as it is, in characters; a longer one is shortened to its head and a digest.
@@ -113,10 +113,15 @@ def make_key(template: KeyTemplate, arguments: Mapping[str, Any], args: Sequence
             raise GuardrailsConfigError(f"key = {template!r} cannot be filled from the arguments {sorted(arguments)}: {exc!r}") from exc
     if not isinstance(key, str) or not key:
         raise GuardrailsConfigError(f"key = {template!r} gave {key!r}: a text that is not empty is allowed")
-    if len(key) > KEY_LIMIT:
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        key = f"{key[: KEY_LIMIT - 33]}#{digest}"
-    return key
+    return shortened(key)
+
+
+def shortened(key: str) -> str:
+    """Return a key as it travels and is stored: beyond 512 characters its beginning and a digest; what is short enough stays."""
+    if len(key) <= KEY_LIMIT:
+        return key
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{key[: KEY_LIMIT - 33]}#{digest}"
 
 
 def fingerprint(arguments: Mapping[str, Any], names: Sequence[str] | bool | None) -> str | None:

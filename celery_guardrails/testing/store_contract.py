@@ -335,6 +335,12 @@ class StoreContract:
             assert record == store.lookup(f"{key}[{number}]*?")
             assert (record.holder, record.owner) == (f"h{number}", f"host/{number}")
 
+    def test_a_key_of_the_packages_own_is_listed_as_it_was_claimed(self, store: IdempotencyStore, key: str) -> None:
+        own = f"\0{key}"
+        store.claim(own, holder="a", fingerprint=None, lease=LONG)
+        assert own in {name for name, _ in store.leases()}
+        store.release(own, holder="a", attempts=0, drop=True)
+
     @pytest.mark.parametrize(
         "name", ["{a}", "a{b}c{d}", "with space", "ü€😀", "a:b:c", "A", "a ", "x" * 512, "quote'\"\\", "per%cent :colon"]
     )

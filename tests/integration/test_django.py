@@ -130,6 +130,12 @@ def test_only_the_live_checks_connect_to_the_broker(project):
         assert "s3cret" not in done.stderr
 
 
+def test_the_live_checks_say_what_is_configured_wrong(project):
+    done = project.manage("check", "--tag", "guardrails_live", code=1, SHOP_WRONG_SETTING="1")
+    assert "guardrails.E001" in done.stderr
+    assert "guardrails_lease_seconds = -1" in done.stderr
+
+
 def test_the_doctor_is_a_management_command(project):
     done = project.manage("guardrails", "doctor", "--json", SHOP_PREFETCH="0")
     found = {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -16,11 +17,13 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
+from kombu import Queue
 
-from celery_guardrails import GuardedTask, Guardrails, current_execution
+from celery_guardrails import GuardedTask, Guardrails, GuardrailsConfigError, current_execution
 from celery_guardrails.cli import commands
 from celery_guardrails.doctor import Diagnosis, Finding, Level
 from celery_guardrails.integration.brokers.amqp_arguments import ARGUMENTS, shape_of
+from celery_guardrails.integration.examination.management import Management
 from celery_guardrails.integration.examination.store import store_facts
 from tests.support import BrokerUnderTest, RabbitNode
 from tests.support.processes import ROOT, free_port
@@ -286,6 +289,7 @@ def management() -> Iterator[Callable[[int, Any], str]]:
 
 
 def test_with_the_management_api_a_policy_counts(rabbit, management):
+    rabbit.rails.broker.declare()
     rabbit.queue("celery")
     url = management(200, {"effective_policy_definition": {"dead-letter-exchange": "guardrails.dlx"}, "operator_policy_definition": []})
     assert found(rabbit.doctor(), "W030")
@@ -293,6 +297,48 @@ def test_with_the_management_api_a_policy_counts(rabbit, management):
     assert management.asked[0] == (f"/api/queues/{rabbit.broker.vhost}/celery", "Basic Z3Vlc3Q6Z3Vlc3Q=")
     without = management(200, {"effective_policy_definition": []})
     assert "cannot be seen" not in one(rabbit.doctor(management_url=without), "W030").what
+
+
+def test_an_exchange_that_only_a_policy_names_is_looked_for_as_well(rabbit, management):
+    rabbit.queue("celery")
+    url = management(200, {"effective_policy_definition": {"dead-letter-exchange": "nowhere"}})
+    assert "'nowhere'" in one(rabbit.doctor(management_url=url), "E030").what
+
+
+def test_the_patience_of_a_queue_is_that_of_its_declaration_and_of_the_management_api(rabbit, management):
+    patient = Queue("celery", queue_arguments={"x-consumer-timeout": 7_200_000})
+    rails = shop(rabbit.broker.url, rabbit.store, task_time_limit=3600)
+    assert found(rails.doctor(), "W013")
+    rails = shop(rabbit.broker.url, rabbit.store, task_time_limit=3600, task_queues=[patient])
+    assert found(rails.doctor(), "W013") == []
+    rabbit.queue("celery")
+    assert found(rails.doctor(), "W013") == []
+    shorter = management(200, {"arguments": {"x-consumer-timeout": 60_000}})
+    assert "60 s" in one(rails.doctor(management_url=shorter), "W013").what
+
+
+@pytest.mark.parametrize(
+    "url", ["http://guard:12/sec@127.0.0.1:15672", "http://guard:12#sec@h", "http://guard:12?sec@h", "http://[::1", "http://h:port", "http://h:0"]
+)
+def test_a_management_url_that_cannot_be_read_is_refused_without_its_password(url):
+    with pytest.raises(GuardrailsConfigError, match="is allowed") as refused:
+        Management(url)
+    assert "sec" not in str(refused.value)
+    assert "12" not in str(refused.value)
+
+
+def test_a_management_url_where_another_protocol_answers_is_bad_usage():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"AMQP\0\0\x09\x01")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(GuardrailsConfigError, match="--management-url"):
+            Management(f"http://guest:guest@127.0.0.1:{server.getsockname()[1]}").queue("/", "q")
 
 
 def test_a_management_api_that_refuses_is_bad_usage_and_its_password_is_not_shown(rabbit, management):

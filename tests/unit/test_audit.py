@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from celery import Celery
 
 from celery_guardrails.audit import Answer, Auditor, Held, Sources, State
 from celery_guardrails.audit.render import audit_data, audit_lines
+from celery_guardrails.audit.standing import SILENT
 from celery_guardrails.errors import GuardrailsConfigError
+from celery_guardrails.integration.auditing import _results_of
+from celery_guardrails.policy.key import shortened
 from celery_guardrails.policy.lease import StoredResult
 from celery_guardrails.ports import Backlog, CountingStore, Depth, OpenBroker
 from celery_guardrails.stores.memory import MemoryStore
@@ -409,3 +413,51 @@ def test_the_json_has_everything(scene):
     }
     assert data["findings"][0]["kind"] == "unaccounted"
     assert data["queues"][0]["dead_letter_queue"] == "celery.dead"
+
+
+def test_two_tasks_with_one_key_and_other_arguments_are_completed_and_dead_and_nothing_is_wrong(scene):
+    scene.complete("charge:5")
+    scene.bury(task_message(key="charge:5", task_id="id-2"), "conflict")
+    assert scene.audit().conserved
+    audit = scene.audit("charge:5", "id-2")
+    assert states(audit) == {"charge:5": "completed", "id-2": "dead"}
+    assert audit.conserved
+    assert [finding.kind for finding in audit.findings] == ["completed, and more"]
+
+
+def test_a_key_that_was_too_long_is_found_by_its_whole_length(scene):
+    key = "k" * 600
+    scene.complete(shortened(key))
+    assert scene.audit(key).conserved
+
+
+def test_a_result_backend_that_does_not_answer_is_named_beside_what_was_not_found(scene):
+    scene.results["nowhere"] = SILENT
+    (finding,) = scene.audit("nowhere", wait=0).findings
+    assert "not seen: 1 results" in finding.text
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    app = Celery("shop", backend="cache+memory://", set_as_current=False)
+    app.backend.store_result("good", 1, "SUCCESS")
+    answered = app.backend.get_state
+
+    def get_state(task_id):
+        if task_id.startswith("bad"):
+            raise ValueError("no JSON")
+        return answered(task_id)
+
+    monkeypatch.setattr(app.backend, "get_state", get_state)
+    return app
+
+
+def test_one_result_that_cannot_be_read_does_not_silence_the_others(backend):
+    state = _results_of(backend)
+    assert [state(name) for name in ("bad", "good", "bad", "bad", "good")] == [SILENT, "SUCCESS", SILENT, SILENT, "SUCCESS"]
+
+
+def test_a_result_backend_that_never_answers_is_not_asked_for_ever(backend):
+    state = _results_of(backend)
+    assert [state(f"bad{number}") for number in range(3)] == [SILENT] * 3
+    assert state("good") == SILENT

@@ -18,11 +18,12 @@ READY, DELAYED, HELD = Sight(Place.READY, "q"), Sight(Place.DELAYED, "q"), Sight
 ACTIVE = Sight(Place.HELD, "q", "w1", active=True)
 LETTER = Letter("ab-12", "q", "poison")
 ARCHIVED = Letter("ab-12", "q", "poison", "archive")
+CONFLICT = Letter("cd-34", "q", "conflict")
 DISCARDED = Letter("ab-12", "q", "poison", "archive", "discarded")
 
 
-def stand(record=None, messages=(), letters=(), result="", *, all_held=True):
-    facts = Facts("k", "k", record, tuple(messages), tuple(letters), result)
+def stand(record=None, messages=(), letters=(), result="", *, all_held=True, name="k"):
+    facts = Facts(name, "k", record, tuple(messages), tuple(letters), result)
     return judge(facts, now=NOW, lease=LEASE, all_held=all_held)
 
 
@@ -106,3 +107,22 @@ def test_a_balance_counts_every_one_that_was_asked_for_once():
 def test_notes_do_not_break_conservation_and_errors_do():
     assert Audit(0, 0, 1, findings=(Finding("a", "b", error=False),)).conserved
     assert not Audit(0, 0, 1, findings=(Finding("a", "b"),)).conserved
+
+
+@pytest.mark.parametrize(("record", "state"), [(COMPLETED, State.COMPLETED), (LIVE, State.RUNNING)])
+def test_a_letter_whose_key_is_another_tasks_contradicts_nothing_and_is_noted(record, state):
+    standing = stand(record, letters=[CONFLICT])
+    assert (standing.state, standing.contradiction) == (state, "")
+    assert "other arguments" in standing.note
+    assert "conflict (letter cd-34 of q)" in standing.note
+    both = stand(record, letters=[CONFLICT, LETTER])
+    assert "poison" in both.contradiction
+    assert "conflict" not in both.contradiction
+
+
+@pytest.mark.parametrize("record", [COMPLETED, LIVE, IDLE, None])
+def test_a_task_that_was_refused_for_its_key_is_dead_whatever_became_of_that_key(record):
+    standing = stand(record, letters=[CONFLICT], name="id-2")
+    assert (standing.state, standing.where, standing.contradiction) == (State.DEAD, "conflict (letter cd-34 of q)", "")
+    assert stand(record, messages=[READY], letters=[CONFLICT], name="id-2").state is not State.DEAD, "it is being replayed"
+    assert stand(COMPLETED, letters=[CONFLICT, LETTER], name="id-1").state is State.COMPLETED

@@ -84,7 +84,8 @@ ILL: list[tuple[str, Facts]] = [
     ("W005", with_task(guarded=False, rejects_failures=True)),
     ("W006", configured(confirms=False)),
     ("W007", configured(prefetch=0)),
-    ("W008", configured(accepts_pickle=True)),
+    ("W008", configured(accepts_pickle=("accept_content",))),
+    ("W008", configured(accepts_pickle=("result_accept_content",))),
     ("W009", with_task(app={"result_expires": 60.0})),
     ("W010", with_task(retention=300.0)),
     ("W010", with_task(retention=30.0, longest_wait=1.0)),
@@ -216,7 +217,7 @@ def test_errors_come_first_and_say_that_not_all_is_well():
 
 
 def test_what_is_to_be_ignored_is_not_told():
-    facts = configured(prefetch=0, accepts_pickle=True)
+    facts = configured(prefetch=0, accepts_pickle=("accept_content",))
     assert {one.id for one in diagnose(facts, ignore=["W007", "guardrails.W008"]).findings} == set()
 
 
@@ -264,6 +265,41 @@ def test_a_policy_keeps_what_the_queues_policy_has_already():
     facts = rabbit(QueueFacts("q", arguments={**DLX, **QUORUM}, policy={"delivery-limit": 7}), QUORUM)
     (finding,) = (one for one in diagnose(facts).findings if one.id == "guardrails.W031")
     assert '"delivery-limit": 7' in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("queue", "check"),
+    [
+        (QueueFacts("q", policy={"max-length": 1000, "ha-mode": "all"}), "E031"),
+        (QueueFacts("q", policy={"ha-mode": "all"}), "W030"),
+    ],
+)
+def test_a_policy_that_adds_the_exchange_takes_nothing_away(queue, check):
+    (finding,) = (one for one in diagnose(rabbit(queue)).findings if one.id == f"guardrails.{check}")
+    assert '"ha-mode": "all"' in finding.mend
+    assert '"dead-letter-exchange"' in finding.mend
+
+
+@pytest.mark.parametrize("setting", ["accept_content", "result_accept_content"])
+def test_pickle_is_told_of_the_setting_that_allows_it(setting):
+    (finding,) = diagnose(configured(accepts_pickle=(setting,))).findings
+    assert finding.subject == setting
+    assert finding.mend == f"app.conf.{setting} = ['json']"
+
+
+@pytest.mark.parametrize(
+    ("kind", "url", "line"),
+    [
+        ("amqp", "amqp://h//", "rabbitmq-diagnostics ping"),
+        ("redis", "redis://h:1/0;redis://i", "redis-cli -u redis://h:1/0 PING"),
+        ("redis", "redis+socket:///run/redis.sock?virtual_host=1", "redis-cli -s /run/redis.sock PING"),
+        ("redis", "sentinel://h:26379", "redis-cli -p 26379 SENTINEL masters"),
+    ],
+)
+def test_a_broker_that_is_away_is_asked_by_its_own_client(kind, url, line):
+    facts = Facts(AppFacts(broker=kind, broker_url=url), broker_error="connection refused")
+    (finding,) = (one for one in diagnose(facts).findings if one.id == "guardrails.E010")
+    assert finding.mend.startswith(line)
 
 
 def test_the_limit_of_a_queue_may_be_shorter_or_longer_than_rabbitmqs_own():

@@ -33,6 +33,8 @@ FIRST = [
     (events.Replayed(TASK, ID, KEY), {("tasks_replayed", TASK): 1}),
     (events.Retrying(TASK, ID, KEY, 1, 2.0, "E: secret", "rule"), {("tasks_retried", TASK): 1}),
     (events.HandedBack(TASK, ID, KEY, 1.0, "store away"), {("tasks_handed_back", TASK, "store away"): 1}),
+    (events.HandedBack(TASK, ID, KEY, 1.0, "crowded"), {("tasks_handed_back", TASK, "crowded"): 1}),
+    (events.HandedBack(TASK, ID, KEY, 1.0, "quarantine"), {("tasks_handed_back", TASK, "quarantine"): 1}),
     (events.HandedBack(TASK, ID, KEY, 1.0, "something new 17"), {("tasks_handed_back", TASK, OTHER): 1}),
     (events.DeadLettered("celery", LETTER), {("dead_letters", TASK, "celery", "poison"): 1}),
     (events.DeadLettered("no such queue", DeathCertificate("?", task="evil.1")), {("dead_letters", OTHER, OTHER, OTHER): 1}),
@@ -141,8 +143,20 @@ def test_a_breaker_is_in_one_condition_at_a_time():
 def pipe() -> Iterator[Pipe]:
     made = Pipe()
     yield made
-    os.close(made.read_end)
+    made.close_read_end()
     os.close(made.write_end)
+
+
+def test_a_process_that_forks_again_closes_the_number_of_the_read_end_only_once(pipe):
+    number = pipe.read_end
+    pipe.close_read_end()
+    files = [os.open(os.devnull, os.O_RDONLY)]
+    if files[0] != number:
+        files.append(os.dup2(files[0], number))  # the number is free again, and a task has opened something
+    pipe.close_read_end()
+    os.fstat(number)
+    for file in files:
+        os.close(file)
 
 
 def test_what_is_sent_arrives_also_names_that_are_no_ascii(pipe):
@@ -241,6 +255,13 @@ def shown(*happened, accept=""):
     for event in happened:
         counts.add(measure(event))
     return Exposition(Source("shop", counts.values, lambda: [TASK], lambda: {Key("ready"): 1.0}))(accept)
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "application/openmetrics-text; version=", ";;,=", "\xff"])
+def test_whatever_a_client_says_that_it_takes_there_is_an_answer(accept):
+    content_type, body = shown(events.Started(TASK, ID, KEY, 1, 1, False), accept=accept)
+    assert content_type
+    assert b"tasks_started" in body
 
 
 def test_counters_of_tasks_begin_with_zero_and_histograms_add_up():

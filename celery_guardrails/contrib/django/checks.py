@@ -33,6 +33,15 @@ def made_app() -> Any:
 
 def check_configuration(**_: Any) -> list[checks.CheckMessage]:
     """Find settings and options of tasks that are wrong."""
+    return _checked(live=False)
+
+
+def check_live(**_: Any) -> list[checks.CheckMessage]:
+    """Find what is wrong with the broker and the store as they are; only ``check --tag guardrails_live`` connects to them."""
+    return _checked(live=True) if _asked_for(LIVE) else []
+
+
+def _checked(*, live: bool) -> list[checks.CheckMessage]:
     app = made_app()
     if app is None:
         return [
@@ -46,23 +55,11 @@ def check_configuration(**_: Any) -> list[checks.CheckMessage]:
     try:
         rails.redact  # noqa: B018 - reading it reads all settings, which validates them
         _check_archive(rails)
+        return _messages(rails, live=live)
     except GuardrailsError as exc:
         return [
             checks.Error(str(exc), hint="Settings of the guard are CELERY_GUARDRAILS_… with the namespace CELERY.", id="guardrails.E001")
         ]
-    return _messages(rails, live=False)
-
-
-def check_live(**_: Any) -> list[checks.CheckMessage]:
-    """Find what is wrong with the broker and the store as they are; only ``check --tag guardrails_live`` connects to them."""
-    app = made_app()
-    if app is None or not _asked_for(LIVE):
-        return []
-    rails = ensure_guardrails(app)
-    try:
-        return _messages(rails, live=True)
-    except GuardrailsError:
-        return []  # check_configuration tells
 
 
 def _asked_for(tag: str) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app_facts", "import_tasks", "tasks_of"]
 
-_PICKLE = ("pickle", "application/x-python-serialize")
+_PICKLE = frozenset({"pickle", "application/x-python-serialize"})
 #: kombu's own defaults (transport/redis.py, ``Channel``).
 _VISIBILITY, _RESTORE_INTERVAL, _RESTORE_THROTTLE = 3600.0, 10.0, 10.0
 
@@ -69,7 +69,7 @@ def app_facts(rails: Guardrails) -> AppFacts:
         persistent=conf.task_default_delivery_mode not in (1, "transient"),
         publish_retries=bool(conf.task_publish_retry),
         prefetch=int(conf.worker_prefetch_multiplier),
-        accepts_pickle=any(kind in _PICKLE for kind in (*(conf.accept_content or ()), *(conf.result_accept_content or ()))),
+        accepts_pickle=tuple(name for name in ("accept_content", "result_accept_content") if _PICKLE.intersection(conf[name] or ())),
         result_expires=_seconds(conf.result_expires),
         visibility_timeout=float(options.get("visibility_timeout") or _VISIBILITY),
         sweep_seconds=interval * float(options.get("unacked_restore_throttle") or _RESTORE_THROTTLE),

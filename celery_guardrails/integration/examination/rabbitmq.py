@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqp import exceptions as amqp_errors
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .management import Management
 
 __all__ = ["rabbit_facts"]
+
+_PATIENCE = "x-consumer-timeout"
 
 
 def rabbit_facts(broker: AmqpBroker, delay_kind: str, management: Management | None = None) -> RabbitFacts:
@@ -35,14 +37,14 @@ def rabbit_facts(broker: AmqpBroker, delay_kind: str, management: Management | N
 
         with scratch() as channel:
             version = version_of(channel)
-        queues = tuple((queue(name), queue(dead)) for name, dead in broker.queues().items())
+        declared = broker.app.amqp.queues
+        queues = tuple((_with_patience(queue(name), declared.get(name)), queue(dead)) for name, dead in broker.queues().items())
         expected = level_arguments(delay_kind)
-        named = {one.get("x-dead-letter-exchange") for one, _ in queues} - {None, ""}
         return RabbitFacts(
             version=version,
             vhost=vhost,
             queues=queues,
-            exchanges={name: _exchange_exists(scratch, name) for name in sorted(named)},
+            exchanges=_exchanges(scratch, queues),
             levels=tuple(queue(name, wanted) for name, wanted in expected.items()),
             expected_levels=expected,
         )
@@ -52,11 +54,20 @@ def rabbit_facts(broker: AmqpBroker, delay_kind: str, management: Management | N
         return found
     # outside of `ask`, which takes every error for the broker's
     queues = tuple((_with_policy(queue, vhost, management), _with_policy(dead, vhost, management)) for queue, dead in found.queues)
-    return replace(found, queues=queues)
+    return replace(found, queues=queues, exchanges=broker.ask(lambda scratch: _exchanges(scratch, queues)))
 
 
 def _with_policy(queue: QueueFacts, vhost: str, management: Management) -> QueueFacts:
-    return replace(queue, policy=management.policy(vhost, queue.name)) if queue.exists else queue
+    if not queue.exists:
+        return queue
+    told = management.queue(vhost, queue.name)
+    return replace(queue, policy=told.policy, arguments=None if queue.arguments is None else {**queue.arguments, **told.arguments})
+
+
+def _with_patience(queue: QueueFacts, declared: Any) -> QueueFacts:
+    """Add the one argument that RabbitMQ does not compare, so that only who declares the queue knows it."""
+    patience = (getattr(declared, "queue_arguments", None) or {}).get(_PATIENCE)
+    return queue if patience is None or queue.arguments is None else replace(queue, arguments={**queue.arguments, _PATIENCE: patience})
 
 
 def _queue(scratch: Scratch, name: str, arguments: Iterable[str]) -> QueueFacts:
@@ -66,6 +77,12 @@ def _queue(scratch: Scratch, name: str, arguments: Iterable[str]) -> QueueFacts:
     if shape is None:
         return QueueFacts(name, arguments=None)
     return QueueFacts(name, arguments=shape.arguments, durable=shape.durable, auto_delete=shape.auto_delete)
+
+
+def _exchanges(scratch: Scratch, queues: Iterable[tuple[QueueFacts, QueueFacts]]) -> dict[str, bool]:
+    """Return the exchanges that task queues name as theirs for dead letters, and whether they are there."""
+    named = {one.get("x-dead-letter-exchange") for one, _ in queues} - {None, ""}
+    return {name: _exchange_exists(scratch, name) for name in sorted(named)}
 
 
 def _exchange_exists(scratch: Scratch, name: str) -> bool:

@@ -250,7 +250,7 @@ class SqlStore(SqlResources, abc.ABC):
             )
             for row, key, *columns in answer.rows:
                 after = str(row)
-                yield str(key), Row.read(columns).record
+                yield table.key_of(str(key)), Row.read(columns).record
             if len(answer.rows) < _BATCH:
                 return
 

@@ -135,6 +135,11 @@ def key_text(key: str) -> str:
     return _plain(key)
 
 
+def key_of(text: str) -> str:
+    """Return the key that a row tells; one that begins with a NUL is the package's own."""
+    return "\0" + text[2:] if text.startswith("\\0") else text
+
+
 def namespace_text(namespace: str) -> str:
     """Return a namespace as it fits its column."""
     return _plain(namespace)[:200]

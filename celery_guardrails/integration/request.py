@@ -235,6 +235,8 @@ class GuardedRequest(Request):
         )
         if lost and not self.acknowledged:
             return self._lost(exc)
+        if lost:  # ``acks_late=False``: no message is left to give back, but a lease is, and a place in the room
+            self.surrender()
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     # -- a child that vanished --------------------------------------------------------------------------------

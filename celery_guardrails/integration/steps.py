@@ -24,6 +24,7 @@ _CONSUMER = (
     "celery_guardrails.worker.events:UnconfirmedEvents",
     "celery_guardrails.worker.topology:DeadLetterTopology",
     "celery_guardrails.worker.bad_messages:BadMessages",
+    "celery_guardrails.worker.doorkeeper:Connected",
     "celery_guardrails.worker.prefetching:Prefetching",
     "celery_guardrails.worker.renewal:Renewal",
     "celery_guardrails.worker.overruns:OverrunWatch",

@@ -28,6 +28,7 @@ from ..integration import overtaken
 from ..integration.app import Guardrails
 from ..integration.mainstate import state
 from ..integration.request import GuardedRequest
+from .listing import listed
 
 __all__ = ["CutOff", "live"]
 
@@ -68,7 +69,7 @@ class CutOff:
         Args:
             report: writes the last line of the log.
         """
-        while any(not _goes_back(request) for request in list(worker_state.active_requests)):
+        while any(not _goes_back(request) for request in listed(worker_state.active_requests)):
             time.sleep(_LOOK)  # a task without a guard may be acknowledged already: Celery waits for it, and so do we
         if type(self._worker.pool).__module__ != _SOLO:
             self._wait_for_the_consumer()

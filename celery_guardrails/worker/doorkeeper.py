@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +19,16 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.components import Pool
+from celery.worker.consumer import Tasks
 from celery.worker.request import Request
 
 from ..integration.app import ensure_guardrails
 from ..integration.request import GuardedRequest
 from ..integration.solitude import solitude
 from ..integration.stopping import is_stopping
+from .listing import listed
 
-__all__ = ["Doorkeeper"]
+__all__ = ["Connected", "Doorkeeper"]
 
 logger = get_logger(__name__)
 
@@ -52,11 +53,20 @@ class _Plain:
         self._name = f"plain{next(_numbers)}"
         self._inside = inside
         self._call = call
-        self._options = {name: self._ending(told) if name in _ENDS and told else told for name, told in options.items()}
+        # also those that nobody gave: a batch of celery-batches does not ask for the end of its process
+        self._options = {**options, **{name: self._ending(options.get(name) or _nothing) for name in _ENDS}}
         if options.get("timeout_callback"):
             self._options["timeout_callback"] = self._timed_out(options["timeout_callback"])
+        #: Whether a request of Celery's asks for it, also one that is forgotten meanwhile.
+        self.known = request is not None
         self._request = request if request is None else weakref.ref(request)
         self._job: Callable[[], Any] = lambda: None
+        #: Whether it could not be given to the pool, once at least.
+        self.failed = False
+
+    def __str__(self) -> str:
+        request = self.request
+        return "a call that waited" if request is None else f"{request.name}[{request.id}]"
 
     @property
     def request(self) -> Request | None:
@@ -108,6 +118,10 @@ class _Plain:
         return timed_out
 
 
+def _nothing(*_: Any) -> None:
+    pass
+
+
 class Doorkeeper(bootsteps.StartStopStep):
     """Stands before the pool: guarded tasks go in by themselves, for plain ones it goes in."""
 
@@ -121,11 +135,12 @@ class Doorkeeper(bootsteps.StartStopStep):
         self._mutex = threading.Lock()
         self._inside: set[_Plain] = set()
         self._waiting: list[_Plain] = []
-        #: When they are looked at next, in monotonic seconds.
-        self._due = 0.0
+        #: Whether the timer has an entry that looks at them, and which.
+        self._timed, self._entry = False, 0
 
     def create(self, w: Any) -> None:
         """Take the place of the pool's ``apply_async`` before the consumer makes its strategies, which keep it (worker/request.py)."""
+        w.guardrails_doorkeeper = self
         self._submit = w.pool.apply_async
         w.pool.apply_async = self.apply_async
 
@@ -161,32 +176,52 @@ class Doorkeeper(bootsteps.StartStopStep):
     def _keep(self, task: _Plain) -> None:
         with self._mutex:
             self._waiting.append(task)
-            now = time.monotonic()
-            # an entry that is overdue was cleared: Celery before 5.6 did so when the connection was lost (consumer.py, ``on_close``)
-            if not now - 1.0 < self._due:
-                self._due = now + _LOOK
-                self._worker.timer.call_after(_LOOK, self._look)
+            if not self._timed:
+                self._look_later()
 
-    def _look(self) -> None:
+    def connected(self) -> None:
+        """See to it that somebody looks: Celery before 5.6 clears the timer when a connection is lost (consumer.py, ``on_close``)."""
         with self._mutex:
-            waiting, self._waiting, self._due = self._waiting, [], 0.0
+            self._timed = False
+            if self._waiting:
+                self._look_later()
+
+    def _look_later(self) -> None:
+        self._timed, self._entry = True, self._entry + 1
+        self._worker.timer.call_after(_LOOK, self._look, (self._entry,))
+
+    def _look(self, entry: int) -> None:
+        with self._mutex:
+            if entry != self._entry:
+                return  # another looks in its place
+            waiting, self._waiting, self._timed = self._waiting, [], False
         for task in waiting:
             if is_stopping():
                 return  # giving_back.py returns what the pool has not seen
-            request = task.request
-            if request is not None and request not in worker_state.reserved_requests:
-                continue  # the connection was lost, and the message with it: it comes again
-            if not task.enter():
-                self._keep(task)
-            elif request is None:
-                task.submit(self._submit)
-            elif request.revoked():
+            try:
+                self._let_in(task)
+            except Exception:  # the result backend that shall hear of its revocation is away, for instance
                 task.leave()
-                if hasattr(self._worker, "_quick_release"):  # as in worker.py, ``_process_task``
-                    self._worker._quick_release()
-            else:
-                result = task.submit(self._submit)
-                request._apply_result = None if result is None else weakref.ref(result)
+                if not task.failed:
+                    logger.exception("%s could not be given to the pool; it is tried again and again", task)
+                task.failed = True
+                self._keep(task)
+
+    def _let_in(self, task: _Plain) -> None:
+        request = task.request
+        if task.known and (request is None or request not in worker_state.reserved_requests):
+            return  # the connection was lost, and the message with it: it comes again
+        if not task.enter():
+            self._keep(task)
+        elif request is None:
+            task.submit(self._submit)
+        elif request.revoked():
+            task.leave()
+            if hasattr(self._worker, "_quick_release"):  # as in worker.py, ``_process_task``
+                self._worker._quick_release()
+        else:
+            result = task.submit(self._submit)
+            request._apply_result = None if result is None else weakref.ref(result)
 
     # -- what Celery forgets, and what grows ------------------------------------------------------------------
 
@@ -198,10 +233,10 @@ class Doorkeeper(bootsteps.StartStopStep):
         """
 
         def flushing() -> Any:
-            begun = set(worker_state.active_requests)
+            begun = set(listed(worker_state.active_requests))
             flushed = flush()
             for task in list(self._inside):
-                if task.request is not None and task.request not in begun and not task.remembered():
+                if task.known and task.request not in begun and not task.remembered():
                     task.leave()
             return flushed
 
@@ -214,7 +249,7 @@ class Doorkeeper(bootsteps.StartStopStep):
             if not solitude.shared():
                 solitude.share(True)  # first: who claims from now on says it by himself
                 try:
-                    for request in list(worker_state.reserved_requests):
+                    for request in listed(worker_state.reserved_requests):
                         if isinstance(request, GuardedRequest):
                             self._rails.main_guard.expose(request.delivery)
                 except BaseException:
@@ -223,3 +258,19 @@ class Doorkeeper(bootsteps.StartStopStep):
             return grow(*args, **kwargs)
 
         return growing
+
+
+class Connected(bootsteps.StartStopStep):
+    """Tells the doorkeeper when the worker is connected, also once more."""
+
+    label = "guardrails doorkeeper, connected"
+    requires = (Tasks,)
+
+    def start(self, c: Any) -> None:
+        """After the messages of the last connection are forgotten."""
+        keeper = getattr(c.controller, "guardrails_doorkeeper", None)
+        if keeper is not None:
+            keeper.connected()
+
+    def stop(self, c: Any) -> None:
+        """Nothing to stop."""

@@ -27,6 +27,7 @@ from ..integration.mainstate import state
 from ..integration.solitude import solitude
 from .archiving import check_archive
 from .cutting_off import CutOff, live
+from .listing import listed
 from .overruns import report_abandoned
 
 __all__ = ["Drain"]
@@ -190,7 +191,7 @@ class Drain(bootsteps.StartStopStep):
                 return
         except queue.Empty:
             pass
-        busy = {request.worker_pid for request in list(worker_state.active_requests)}
+        busy = {request.worker_pid for request in listed(worker_state.active_requests)}
         for child in list(getattr(self._worker.pool._pool, "_pool", ())):
             if child.pid not in busy:
                 _kill(child.pid)

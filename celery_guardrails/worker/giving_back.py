@@ -48,17 +48,18 @@ class GivingBack(bootsteps.StartStopStep):
     def _give_all_back(self, c: Any) -> None:
         ignore_errors(c, c.task_consumer.cancel)  # first, or they come again
         _read_what_was_asked_for(c.task_consumer.channel)
+        semaphore = getattr(c.controller, "semaphore", None)
+        if semaphore is not None:  # before a task is heard to have ended, and one that waits gets its place in the pool
+            semaphore.clear()
         hear = getattr(getattr(c.pool, "_pool", None), "hear", None)
         if hear is not None:  # what has begun stays; a process says so before it looks whether the worker is stopping
             hear()
-        semaphore = getattr(c.controller, "semaphore", None)
-        if semaphore is not None:
-            semaphore.clear()
         executor = getattr(c.pool, "executor", None)
         if executor is not None:  # of the threads pool, which is handed all that is prefetched
             executor.shutdown(wait=False, cancel_futures=True)
         for request in list(worker_state.requests.values()):
-            if not _begun(request, queued_in_pool=executor is not None):
+            # what came over a connection that was lost may be with another worker by now; before 5.7 Celery keeps it in this table
+            if request.message.channel is c.task_consumer.channel and not _begun(request, queued_in_pool=executor is not None):
                 self._give_back(c, request)
 
     def _give_back(self, c: Any, request: Any) -> None:

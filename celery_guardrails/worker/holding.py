@@ -9,6 +9,7 @@ from celery.worker.control import inspect_command
 
 from ..integration.mainstate import state as main_state
 from ..integration.translate import queue_of
+from .listing import listed
 
 __all__ = ["holding"]
 
@@ -21,7 +22,7 @@ def holding(state: Any) -> dict[str, Any]:
     """Answer ``guardrails audit``: the queues that are consumed, and of each message in hand task id, key, queue and whether it runs."""
     consumer = _main.task_consumer
     # both: of two deliveries of one task id Celery's table of requests has the last one only
-    requests = {id(request): request for request in [*worker_state.requests.values(), *worker_state.reserved_requests]}
+    requests = {id(request): request for request in [*list(worker_state.requests.values()), *listed(worker_state.reserved_requests)]}
     return {
         "queues": [queue.name for queue in getattr(consumer, "queues", None) or ()],
         "held": [_told(request) for request in requests.values() if not request.acknowledged],

@@ -22,6 +22,7 @@ from celery.concurrency import asynpool
 from celery.utils.log import get_logger
 
 from ..integration.stopping import is_stopping
+from .forking import begin_alone
 
 __all__ = ["ResultPipes", "SoundAsynPool"]
 
@@ -132,9 +133,13 @@ class _WholeResults(asynpool.ResultHandler):
 
 
 class SoundAsynPool(asynpool.AsynPool):
-    """Celery's prefork pool, but for the way it reads results."""
+    """Celery's prefork pool, but for the way it reads results, and for the beginning of its processes."""
 
     ResultHandler = _WholeResults
+
+    def Process(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - billiard's name
+        """Return a process that has not been started."""
+        return begin_alone(super().Process(*args, **kwargs))
 
     def process_flush_queues(self, proc: Any) -> None:
         """Take what a process that is gone has still reported."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,7 @@ from celery_guardrails.integration import stopping
 from celery_guardrails.integration.app import ensure_guardrails
 from celery_guardrails.integration.solitude import Solitude
 from celery_guardrails.worker import doorkeeper
-from celery_guardrails.worker.doorkeeper import Doorkeeper
+from celery_guardrails.worker.doorkeeper import Connected, Doorkeeper
 from tests.unit.test_guard import LIMITS
 from tests.unit.test_guarded_request import Desk, desk, received
 
@@ -49,7 +51,7 @@ class Yard:
         self.worker = SimpleNamespace(
             app=app,
             pool=SimpleNamespace(apply_async=self._take, grow=self.grown.append),
-            timer=SimpleNamespace(call_after=lambda seconds, call: self.timer_calls.append(call)),
+            timer=SimpleNamespace(call_after=lambda seconds, call, args: self.timer_calls.append(partial(call, *args))),
             _quick_release=self._release,
         )
 
@@ -74,6 +76,10 @@ class Yard:
         pool.flush, pool.grow, pool.apply_async = flush, self.grown.append, self.keeper.apply_async
         self.keeper.start(self.worker)
         return pool
+
+    def connected(self) -> None:
+        """Let the worker be connected, for the first time or once more."""
+        Connected.start(Connected.__new__(Connected), SimpleNamespace(controller=self.worker))
 
     def look(self) -> None:
         """Let the timer come to its time."""
@@ -236,19 +242,78 @@ def test_those_who_wait_start_in_the_order_in_which_they_came(yard: Yard) -> Non
     assert [given.options["correlation_id"] for given in yard.given] == [request.id for request in requests]
 
 
-def test_a_timer_that_celery_has_cleared_is_set_again(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(doorkeeper.time, "monotonic", lambda: now[0])
+def test_a_timer_that_celery_has_cleared_when_the_connection_was_lost_is_set_again(yard: Yard) -> None:
     with suspect(yard.room):
-        yard.send("one")
-        yard.send("two")
+        lost = [yard.send("one"), yard.send("two")]
         assert len(yard.timer_calls) == 1
         yard.timer_calls.clear()
-        now[0] += 5.0
-        yard.send("three")
+        for request in lost:
+            worker_state.reserved_requests.discard(request)
+        yard.connected()
+        again = [yard.send(name) for name in ("one", "two", "three")]
         assert len(yard.timer_calls) == 1
     yard.look()
-    assert len(yard.given) == 3
+    assert [given.options["correlation_id"] for given in yard.given] == [request.id for request in again]
+    assert yard.timer_calls == []
+
+
+def test_a_timer_that_was_not_cleared_does_not_look_beside_the_new_one(yard: Yard) -> None:
+    with suspect(yard.room):
+        yard.send("one")
+        for _ in range(3):
+            yard.connected()
+        assert len(yard.timer_calls) == 4
+        yard.look()
+        assert len(yard.timer_calls) == 1, "one goes on"
+    yard.look()
+    assert len(yard.given) == 1
+
+
+def test_connected_and_nobody_waits_there_is_nothing_to_look_at(yard: Yard) -> None:
+    yard.connected()
+    assert yard.timer_calls == []
+
+
+def test_one_that_cannot_be_let_in_is_tried_again_and_holds_up_nobody(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = False
+
+    def revoked(self: Any) -> bool:
+        if away and self.id == "first":
+            raise OSError("the result backend is away")
+        return False
+
+    monkeypatch.setattr(Request, "revoked", revoked)
+    with suspect(yard.room):
+        first, second = yard.send("first"), yard.send("second")
+    away = True
+    yard.look()
+    assert [given.options["correlation_id"] for given in yard.given] == [second.id]
+    yard.given[0].options["callback"]((0, None, 0.1))
+    assert can_be_alone(yard.room), "the first is not inside while it waits"
+    away = False
+    yard.look()
+    assert [given.options["correlation_id"] for given in yard.given] == [second.id, first.id]
+
+
+def test_the_end_of_a_process_is_heard_also_where_nobody_asked_for_it(yard: Yard) -> None:
+    yard.worker.pool.apply_async(print, callback=lambda result: None)  # celery-batches
+    assert not can_be_alone(yard.room)
+    yard.given[0].options["error_callback"](None)
+    assert can_be_alone(yard.room)
+
+
+def test_what_is_dropped_with_its_request_is_not_inside_any_more(yard: Yard) -> None:
+    def flush() -> None:
+        yard.cache.clear()
+        gc.collect()
+
+    pool = yard.prefork(flush)
+    yard.send("dropped")
+    yard.given.clear()
+    worker_state.requests.clear()  # celery/worker/consumer/consumer.py 5.7, on_close
+    assert not can_be_alone(yard.room)
+    pool.flush()
+    assert can_be_alone(yard.room)
 
 
 def test_what_the_pool_drops_when_the_connection_is_lost_is_not_inside_any_more_but_what_runs_or_will_run_is(yard: Yard) -> None:

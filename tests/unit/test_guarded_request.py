@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.exceptions import WorkerLostError
 from celery import Celery, uuid
 from celery.concurrency.base import apply_target
 from celery.concurrency.gevent import TaskPool
@@ -343,4 +344,18 @@ def test_a_greenlet_that_is_killed_because_its_task_was_revoked_gives_its_lease_
 def test_a_result_is_a_success_as_ever(desk: Desk) -> None:
     request = running(desk)
     pool_runs(request, lambda: (0, "value", 0.1))
+    assert desk.acts == ["ack"]
+
+
+def test_a_process_that_dies_with_a_message_that_is_acknowledged_already_leaves_no_lease_and_no_room_behind(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[str] = []
+    request = desk.request(acks_late=False)
+    desk.bench.guard.admit(request.delivery, LIMITS)
+    monkeypatch.setattr(desk.bench.guard, "surrender", lambda delivery, limits: left.append(delivery.key))
+    request.on_accepted(1, 0.0)
+    assert desk.acts == ["ack"]
+    request.on_failure(module._info(WorkerLostError("signal 9 (SIGKILL)")))
+    assert left == ["key"]
     assert desk.acts == ["ack"]

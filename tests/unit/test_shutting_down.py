@@ -21,6 +21,7 @@ from celery_guardrails import events
 from celery_guardrails.integration import stopping
 from celery_guardrails.integration.mainstate import MainState, Tally, state
 from celery_guardrails.worker import cutting_off, drain, giving_back
+from celery_guardrails.worker.listing import listed
 from tests.unit.test_guard import LIMITS
 from tests.unit.test_guarded_request import Desk, desk
 
@@ -127,8 +128,9 @@ def test_any_other_child_that_is_lost_is_charged_also_at_a_shutdown(desk: Desk, 
 
 
 class Message:
-    def __init__(self) -> None:
+    def __init__(self, channel: Any = None) -> None:
         self.acts: list[str] = []
+        self.channel = channel
 
     def reject_log_error(self, logger: Any, errors: Any, requeue: bool) -> None:
         self.acts.append(f"requeue {requeue}")
@@ -182,6 +184,34 @@ def test_what_no_process_has_been_given_goes_back_and_its_timer_is_stopped(consu
     assert waiting.acknowledged
     assert consumer.acts == ["stop consuming", "clear", "cancel entry"], "first nothing is taken any more, or it would come again"
     assert tallied() == (0, 0, 2, 0)
+
+
+def test_what_came_over_a_connection_that_was_lost_is_left_to_the_broker(consumer: Consumer) -> None:
+    stale, waiting = held(), held()
+    stale.message.channel = object()
+    close(consumer)
+    assert stale.message.acts == [], "another worker may have it"
+    assert waiting.message.acts == ["requeue True"]
+    assert tallied() == (0, 0, 1, 0)
+
+
+def test_no_task_that_waits_gets_its_place_in_the_pool_when_another_is_heard_to_have_ended(consumer: Consumer) -> None:
+    consumer.pool = SimpleNamespace(_pool=SimpleNamespace(hear=lambda: consumer.acts.append("hear")))
+    close(consumer)
+    assert consumer.acts == ["stop consuming", "clear", "hear"]
+
+
+def test_requests_are_listed_while_another_thread_changes_them() -> None:
+    class Changing:
+        tries = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.tries += 1
+            yield 1
+            if self.tries == 1:
+                raise RuntimeError("Set changed size during iteration")
+
+    assert listed(Changing()) == [1]
 
 
 def test_what_runs_what_a_process_has_been_given_and_what_is_acknowledged_stays(consumer: Consumer) -> None:

@@ -38,12 +38,12 @@ def test_a_killed_child_is_replaced_and_the_ledger_knows_its_run_did_not_end(dep
 def test_a_killed_main_process_takes_its_children_along_and_the_broker_redelivers(deploy):
     app = deploy("plain")
     first, second = app.start_workers(2, concurrency=1)
-    result = app.send("effect", "a", 1.0)
+    result = app.send("effect", "a", 4.0)
     pid = app.ledger.wait("start", "a")[0].pid
     victim = first if pid in first.children() else second
     victim.kill()
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert result.get(timeout=15) == "a"
+    assert result.get(timeout=40) == "a"
     assert app.ledger.count("a", "start") == 2
 
 

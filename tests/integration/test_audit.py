@@ -8,6 +8,7 @@ import pytest
 
 from celery_guardrails.audit import State
 from celery_guardrails.cli import commands
+from celery_guardrails.integration.auditing import auditor_of
 from tests.support import eventually
 from tests.unit.test_dead_letters_cli import make_runner
 
@@ -49,7 +50,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(deploy):
+def scene(deploy, monkeypatch):
+    monkeypatch.setitem(auditor_of.__kwdefaults__, "timeout", 3.0)  # a worker on a busy machine
     return Scene(deploy(retry=LATER, worker_prefetch_multiplier=2, guardrails_lease_seconds=5))
 
 

@@ -474,18 +474,17 @@ def test_declaring_twice_is_no_error(port, queue):
 # -- delays ---------------------------------------------------------------------------------------------------------
 
 #: Late by a tick of 0.25 s, and by what a busy machine takes for the hops (an idle one takes some 0.03 s).
-TOLERANCE = 0.25 + 0.75
+TOLERANCE = 0.25 + 2.5
 
 
 def arrivals(port: Any, queue: str, count: int, timeout: float) -> dict[str, float]:
-    """Return the ids of messages and the seconds after which they could be taken."""
-    began = time.monotonic()
+    """Return the ids of messages and when they could be taken, in monotonic seconds."""
     found: dict[str, float] = {}
 
     def all_there() -> bool:
         while (message := take_first(port, queue)) is not None:
             assert message.headers["id"] not in found
-            found[message.headers["id"]] = time.monotonic() - began
+            found[message.headers["id"]] = time.monotonic()
         return len(found) == count
 
     eventually(all_there, timeout, because=lambda: f"arrived: {found}")
@@ -498,10 +497,17 @@ def check_delays(port: Any, queue: str) -> None:
     eventually(lambda: port.depth(queue) == 2)
     while take_first(port, queue):
         pass
-    for seconds in ("5", "0.5", "0.3", "1", "3.2"):
+    sent = {}
+    for seconds in ("6", "0.5", "0.3", "1", "3.2"):
+        before = time.monotonic()
         port.delay(MESSAGE.with_headers(id=seconds), queue, float(seconds))
-    for seconds, waited in arrivals(port, queue, 5, 12).items():
-        assert float(seconds) - 0.1 <= waited <= float(seconds) + TOLERANCE, (seconds, waited)
+        sent[seconds] = before, time.monotonic()
+    came = arrivals(port, queue, 5, 20)
+    for seconds, at in came.items():
+        before, after = sent[seconds]
+        assert at - before >= float(seconds) - 0.1, seconds
+        assert at - after <= float(seconds) + TOLERANCE, seconds
+    assert max(at for seconds, at in came.items() if seconds != "6") < sent["6"][0] + 6, "the long one holds up no short one"
 
 
 @pytest.mark.brokers("redis")
@@ -554,9 +560,10 @@ def test_a_delayed_message_does_not_expire_while_it_waits(port, queue):
 
 @pytest.mark.brokers("amqp")
 def test_what_was_delayed_for_a_deleted_queue_waits_for_its_return(port, broker, queue):
-    port.delay(MESSAGE, queue, 0.75)
     with broker.connection() as connection:
-        connection.default_channel.queue_delete(queue)
+        channel = connection.default_channel  # connected before the time runs
+        port.delay(MESSAGE, queue, 3.0)
+        channel.queue_delete(queue)
     eventually(lambda: port.depth("guardrails.delay.unrouted") == 1)
     port.declare(["another"])
     eventually(lambda: port.depth("guardrails.delay.unrouted") == 1)
@@ -567,11 +574,12 @@ def test_what_was_delayed_for_a_deleted_queue_waits_for_its_return(port, broker,
 
 @pytest.mark.brokers("amqp")
 def test_delays_need_no_declaration_at_start_and_survive_its_loss(port, broker, queue):
-    port.delay(MESSAGE, queue, 0.5)
     with broker.connection() as connection:
-        connection.default_channel.queue_delete("guardrails.delay.quorum.01")
-        connection.default_channel.exchange_delete("guardrails.delay.quorum.01")
-    port.delay(numbered(2), queue, 0.5)
+        channel = connection.default_channel  # connected before the time runs
+        port.delay(MESSAGE, queue, 4.0)
+        channel.queue_delete("guardrails.delay.quorum.04")
+        channel.exchange_delete("guardrails.delay.quorum.04")
+    port.delay(numbered(2), queue, 4.0)
     assert eventually(lambda: take_first(port, queue)).headers["id"] == "2"
 
 

@@ -183,8 +183,9 @@ def test_a_hard_time_limit_given_with_the_call_is_kept_by_the_next_attempts(app,
 
 
 def test_a_task_revoked_before_it_starts_does_not_run_and_leaves_its_key_free(app, name):
-    blockers = [app.send("effect", f"{name}.blocker{number}", 2.0) for number in range(4)]
-    app.ledger.wait("start", f"{name}.blocker3")
+    blockers = [app.send("effect", f"{name}.blocker{number}", 5.0) for number in range(4)]
+    for number in range(4):
+        app.ledger.wait("start", f"{name}.blocker{number}")
     result = app.send("effect", name)
     app.app.control.revoke(result.id)
     with pytest.raises(TaskRevokedError):
@@ -196,7 +197,7 @@ def test_a_task_revoked_before_it_starts_does_not_run_and_leaves_its_key_free(ap
 
 
 def test_a_delayed_task_that_is_revoked_does_not_run_when_its_time_comes(app, name):
-    result = app.task("effect").apply_async((name,), countdown=1.5)
+    result = app.task("effect").apply_async((name,), countdown=4.0)
     eventually(lambda: app.depth() == 0, 10)
     app.app.control.revoke(result.id)
     with pytest.raises(TaskRevokedError):
@@ -211,11 +212,11 @@ def test_a_running_task_that_is_revoked_with_terminate_gives_its_lease_back_at_o
     app.app.control.revoke(result.id, terminate=True, signal="SIGKILL")
     with pytest.raises(TaskRevokedError):
         result.get(timeout=20)
-    eventually(lambda: state_of(app, name) is not RecordState.LEASED, 5, because="the lease is given back")
+    eventually(lambda: state_of(app, name) is not RecordState.LEASED, 20, because="the lease is given back")
     before = time.monotonic()
     assert app.task("effect").apply_async((name, 30.0), task_id=f"again-{name}")
-    app.ledger.wait("start", name, times=2, timeout=10)
-    assert time.monotonic() - before < 5
+    app.ledger.wait("start", name, times=2, timeout=20)
+    assert time.monotonic() - before < 20, "its lease is 30 s long"
     assert attempts(app, name) == [1, 1]
     assert app.certificates(result.id) == []
     app.app.control.revoke(f"again-{name}", terminate=True, signal="SIGKILL")
@@ -243,7 +244,7 @@ def test_a_task_that_expires_while_it_waits_for_its_time_does_not_run(app, name)
 def test_delayed_and_retried_tasks_wait_in_the_broker_and_not_in_the_worker_and_run_on_time(app, name):
     if app.broker.server is None:
         pytest.skip("only our own server says what its consumers hold")
-    wait = 8.0 if app.broker.kind == "redis" else 20.0  # asking RabbitMQ takes seconds on a busy machine
+    wait = 10.0 if app.broker.kind == "redis" else 35.0  # asking RabbitMQ takes seconds on a busy machine
     due = time.monotonic() + wait
     results = [app.task("effect").apply_async((f"{name}.{number}",), countdown=wait) for number in range(40)]
     at = datetime.now(timezone.utc) + timedelta(seconds=due - time.monotonic())
@@ -267,7 +268,7 @@ def test_delayed_and_retried_tasks_wait_in_the_broker_and_not_in_the_worker_and_
         assert first < due - 1
         starts.append(second)
     assert min(starts) >= due - 0.6, "not before their time"
-    assert max(starts) <= due + 4.0, "not much after it"
+    assert max(starts) <= due + 10.0, "not much after it"
     assert set(attempts(app, f"{name}.0")) == {1}
     assert [attempts(app, key) for key in retried] == [[1, 2], [1, 2]]
 

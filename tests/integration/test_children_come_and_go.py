@@ -40,7 +40,7 @@ def test_processes_that_are_replaced_all_the_time_lose_repeat_and_charge_nothing
     app = deploy("looping", guardrails_drain_seconds=1, worker_prefetch_multiplier=8, guardrails_lease_seconds=120)
     options = [*REPLACED[why], "-O", scheduling]
     worker = app.worker(concurrency=4, options=options)
-    long = app.send("effect", "long", 15.0)
+    long = app.send("effect", "long", 25.0)
     told = app.send("until_told", "told", 120.0)
     loop = app.send("rows", "loop", 1000, 0.1)
     app.ledger.wait("start", times=3)
@@ -105,13 +105,13 @@ def test_a_worker_that_shrinks_leaves_what_runs_alone_and_drains_while_it_grows(
     assert app.dead() == 0
 
 
-def begun_unheard(app, worker, tmp_path):
+def begun_unheard(app, worker, tmp_path, seconds=3.0):
     """Let two tasks begin of which the main process has not read that they have: it is held up until there is a file."""
     children = worker.children_up(app.app)
     for pid in children:
         os.kill(pid, signal.SIGSTOP)  # they get a message into their pipes and do not say so
     names = ["a", "b"]
-    results = [app.send("effect", name, 3.0) for name in names]
+    results = [app.send("effect", name, seconds) for name in names]
     worker.wait_log("received", times=2)
     worker.turn(app.app)
     gate = tmp_path / "gate"
@@ -126,7 +126,7 @@ def begun_unheard(app, worker, tmp_path):
 def test_what_has_begun_unheard_at_sigterm_is_handed_back_with_its_lease_when_the_drain_is_over(deploy, tmp_path):
     app = deploy("held_up", guardrails_lease_seconds=120, guardrails_drain_seconds=1)
     worker = app.worker(concurrency=2)
-    names, gate, results = begun_unheard(app, worker, tmp_path)
+    names, gate, results = begun_unheard(app, worker, tmp_path, 10.0)
     worker.terminate()
     worker.wait_log("Warm shutdown")
     gate.touch()

@@ -76,11 +76,11 @@ def test_a_deadline_is_the_same_for_every_worker(app: Any) -> None:
         app.worker(concurrency=2, env=env(skew))
     names = [f"n{number}" for number in range(6)]
     for name in names:
-        app.send("fail_deadline", name)  # given up 1.5 s after it was published, tried again every 0.2 s
-    eventually(lambda: app.dead() == len(names), 30)
+        app.send("fail_deadline", name)  # given up 5 s after it was published, tried again every 0.2 s
+    eventually(lambda: app.dead() == len(names), 60)
     starts = app.ledger.entries(event="start")
     assert len({entry.pid for entry in starts}) > 1
     for name in names:
         mine = [entry.time for entry in starts if entry.key == name]
         assert len(mine) >= 3, "no clock gave it up at once"
-        assert mine[-1] - mine[0] <= 2.5, "no clock let it go on"
+        assert mine[-1] - mine[0] <= 6.0, "no clock let it go on"

@@ -43,13 +43,15 @@ def two_starts(app, name, timeout):
 # -- the child ------------------------------------------------------------------------------------------------------
 
 
-def test_the_task_of_a_killed_child_starts_again_within_two_seconds(app, name):
-    result = app.send("token", name, 1.5)
+def test_the_task_of_a_killed_child_starts_again_long_before_its_lease_would_have_ended(deploy, name):
+    app = deploy(guardrails_lease_seconds=120)
+    app.worker(concurrency=2)
+    result = app.send("token", name, 3.0)
     (first,) = app.ledger.wait("start", name)
     killed = time.monotonic()
     os.kill(first.pid, signal.SIGKILL)
     _, second = two_starts(app, name, 30)
-    assert second.time - killed <= 2.0
+    assert second.time - killed <= 20, "at once, as soon as its process is missed"
     assert second.pid != first.pid
     assert second.fields["attempt"] == first.fields["attempt"] == 1, "no attempt is charged"
     assert (first.fields["crashes"], second.fields["crashes"]) == (0, 1), "one crash is"
@@ -80,14 +82,14 @@ def test_a_duplicate_that_waits_for_a_killed_child_does_not_run_beside_the_redel
 # -- the main process -----------------------------------------------------------------------------------------------
 
 
-def test_the_task_of_a_killed_worker_starts_on_another_within_lease_and_five_seconds(app, name, shared_workers):
+def test_the_task_of_a_killed_worker_starts_on_another_when_its_lease_has_ended(app, name, shared_workers):
     result = app.send("token", name, 2.0)
     (first,) = app.ledger.wait("start", name)
     victim = worker_of(shared_workers, first.pid)
     killed = time.monotonic()
     victim.kill()
     _, second = two_starts(app, name, 60)
-    assert second.time - killed <= LEASE + 5
+    assert second.time - killed <= LEASE + 20
     assert worker_of(shared_workers, second.pid) is not victim
     assert second.time >= first.time + LEASE - 0.5, "not before the lease of the dead one has ended"
     assert second.fields["attempt"] == 1, "no attempt is charged"
@@ -104,7 +106,7 @@ def test_a_body_that_kills_its_main_process_is_done_elsewhere(app, name):
 
 
 def test_no_effect_is_lost_while_children_and_a_main_process_are_killed_under_load(app, name, shared_workers):
-    results = {f"{name}.{number}": app.send("effect", f"{name}.{number}", 0.2) for number in range(40)}
+    results = {f"{name}.{number}": app.send("effect", f"{name}.{number}", 0.5) for number in range(40)}
     killed = []
 
     def running():

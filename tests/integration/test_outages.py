@@ -57,7 +57,7 @@ def test_a_task_that_ends_while_the_store_is_away_waits_for_it_to_record_its_com
     store = private_redis(persistent=True)
     app = deploy(store_url=store.url(1))
     app.worker(pool=pool, concurrency=1)
-    result = app.send("effect", "a", 1.0)
+    result = app.send("effect", "a", 3.0)
     app.ledger.wait("start", "a")
     store.kill()
     app.ledger.wait("end", "a")
@@ -65,7 +65,7 @@ def test_a_task_that_ends_while_the_store_is_away_waits_for_it_to_record_its_com
     store.start()
     assert result.get(timeout=30) == "a"
     assert app.guardrails.lookup("effect:a").state is RecordState.COMPLETED
-    assert app.send("effect", "a", 1.0).get(timeout=20) == "a"
+    assert app.send("effect", "a", 3.0).get(timeout=20) == "a"
     assert app.ledger.count("a", "start") == 1
 
 

@@ -32,7 +32,7 @@ def poison_is_found(deploy, broker, pool, task):
 
     supervised()
     innocent = [f"innocent{number}" for number in range(3)]
-    results = [app.send("effect", name, 1.0) for name in innocent]
+    results = [app.send("effect", name, 3.0) for name in innocent]
     app.ledger.wait("start", times=3)
     poison = app.send(task, "poison", times=None)
     eventually(is_dead, 120, because="the poison is dead")

@@ -76,7 +76,7 @@ def test_a_message_that_redis_delivers_again_and_again_has_one_execution_and_one
 def test_a_worker_paused_beyond_the_visibility_timeout_but_not_its_lease_keeps_its_task(deploy, pool):
     app = deploy(broker_transport_options=REDIS, guardrails_lease_seconds=20)
     workers = app.start_workers(2, pool=pool, concurrency=1)
-    result = app.send("token", "a", 2.0)
+    result = app.send("token", "a", 4.0)
     (start,) = app.ledger.wait("start", "a")
     frozen = worker_of(workers, start.pid)
     (other,) = [worker for worker in workers if worker is not frozen]
@@ -93,7 +93,7 @@ def test_a_worker_paused_beyond_the_visibility_timeout_but_not_its_lease_keeps_i
 def test_a_worker_paused_beyond_its_lease_finds_its_task_taken_over_and_cannot_undo_that(deploy, pool):
     app = deploy(broker_transport_options=REDIS, guardrails_lease_seconds=VISIBILITY)
     workers = app.start_workers(2, pool=pool, concurrency=1)
-    result = app.send("token", "a", 1.0)
+    result = app.send("token", "a", 3.0)
     (first,) = app.ledger.wait("start", "a")
     frozen = worker_of(workers, first.pid)
     frozen.freeze()
@@ -105,7 +105,7 @@ def test_a_worker_paused_beyond_its_lease_finds_its_task_taken_over_and_cannot_u
     frozen.wait_log("lost the lease", timeout=20)
     assert app.guardrails.lookup("effect:a") == record, "the late one does not write over the record"
     assert app.app.AsyncResult(result.id).get(timeout=5) == second.run
-    assert app.send("token", "a", 1.0).get(timeout=20) == second.run
+    assert app.send("token", "a", 3.0).get(timeout=20) == second.run
     # nothing can hold back the body of a process that wakes up; its fencing token tells the downstream
     assert first.fields["fence"] < second.fields["fence"]
     assert [effect.run for effect in accepted_by_fence(app, "a")] == [second.run]
@@ -253,7 +253,7 @@ def test_a_connection_that_rabbitmq_closes_in_mid_task_does_not_make_it_run_twic
     app = deploy(guardrails_lease_seconds=4)
     app.start_workers(2, pool=pool)
     # rabbitmqctl takes a second, on a busy machine ten
-    result = app.send("token", "a", LONG if pool == "prefork" else 15.0)
+    result = app.send("token", "a", 15.0)
     app.ledger.wait("start", "a")
     broker.server.ctl("close_all_connections", "--vhost", broker.vhost, "test")
     value = result.get(timeout=60)

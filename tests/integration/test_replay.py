@@ -135,7 +135,7 @@ def test_a_replayed_letter_has_fresh_attempts_and_the_same_task_id_and_key(deplo
     attempts = [entry.fields["attempt"] for entry in ledger.entries(event="start", key="order")]
     assert attempts == [1, 2, 3, 1, 2]
     assert {entry.fields["task_id"] for entry in ledger.entries(event="start", key="order")} == {result.id}
-    assert shop.guardrails.lookup("effect:order").state.value == "completed"
+    eventually(lambda: shop.guardrails.lookup("effect:order").state.value == "completed", 30)
 
 
 def test_the_original_comes_back_byte_for_byte(deploy) -> None:

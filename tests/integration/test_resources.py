@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from itertools import pairwise
 
 import pytest
@@ -49,7 +50,7 @@ def most_at_once(ledger):
 
 
 def test_while_the_breaker_is_open_the_broker_holds_the_backlog_and_nobody_is_charged(gateway):
-    app = gateway(breaker={**QUICK_BREAKER, "open_seconds": 4, "max_open_seconds": 4})
+    app = gateway(breaker={**QUICK_BREAKER, "open_seconds": 8, "max_open_seconds": 8})
     worker = app.worker(concurrency=4)
     app.down(True)
     first = [app.send("call", name) for name in names("first", 6)]
@@ -59,7 +60,7 @@ def test_while_the_breaker_is_open_the_broker_holds_the_backlog_and_nobody_is_ch
     backlog = [app.send("call", name) for name in names("later", 20)]
     consistently(lambda: app.depth() >= 18 and app.ledger.count(event="start") <= calls + 1, 1.5, because="it is left alone")
     app.down(False)
-    assert [result.get(timeout=40) for result in first + backlog] == names("first", 6) + names("later", 20)
+    assert [result.get(timeout=90) for result in first + backlog] == names("first", 6) + names("later", 20)
     worker.wait_log(r"queue \S+ is consumed again")
     assert app.ledger.counts() == dict.fromkeys(names("first", 6) + names("later", 20), 1)
     later = [entry.fields["attempt"] for entry in app.ledger.entries(event="start") if entry.key.startswith("later")]
@@ -116,14 +117,13 @@ def test_the_slot_of_a_worker_that_was_killed_comes_back_when_its_lease_ends(gat
 def test_a_rate_spreads_the_calls_of_the_fleet(gateway):
     app = gateway(rate="4/s")
     app.start_workers(2, concurrency=4)
+    sent = time.monotonic()
     results = [app.send("call", name) for name in names("n", 16)]
     assert [result.get(timeout=60) for result in results] == names("n", 16)
     starts = sorted(entry.time for entry in app.ledger.entries(event="start"))
     assert len(starts) == 16
     for index, start in enumerate(starts):
-        # at most the burst of 4, and 4 more each second; a tenth of a second between the store's yes and the body's first line
-        within = sum(start <= other < start + 1.0 for other in starts[index:])
-        assert within <= 4 + 4 + 1
+        assert start - sent >= (index - 4) / 4 - 0.1, "at most the burst of 4, and 4 more each second"
 
 
 def test_retries_of_the_fleet_keep_to_the_budget_and_lose_no_attempt_by_waiting(gateway):

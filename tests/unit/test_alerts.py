@@ -353,13 +353,13 @@ def test_a_webhook_that_fails_is_tried_three_times_and_its_letters_are_in_the_ne
 ) -> None:
     rails = process()
     server.answer(503, b"not now")
-    rails.alert(webhook=f"{server.url}/secret", every=1.0)
+    rails.alert(webhook=f"{server.url}/secret", every=4.0)
     with caplog.at_level(logging.WARNING):
         die(rails)
         die(rails)
-        eventually(lambda: len(server.requests) == 6, because="three tries, and three more a second later")
+        eventually(lambda: len(server.requests) == 6, 30, because="three tries, and three more four seconds later")
         server.answer(200)
-        eventually(lambda: len(server.requests) == 7)
+        eventually(lambda: len(server.requests) == 7, 30)
     assert texts(server)[6]["letters"] == 2
     assert texts(server)[6]["kinds"][0]["new"]
     (counts,) = rails.alerts.counts().values()

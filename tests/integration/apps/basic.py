@@ -175,7 +175,7 @@ def make_app(environ: Mapping[str, str]) -> Celery:
 
     task("fail")(_fail)
     task("fail_plainly", dead_letter=False)(_fail)
-    task("fail_deadline", retry=RetryPolicy(max_attempts=100, base=0.2, cap=0.2, jitter="none", deadline=1.5))(_fail)
+    task("fail_deadline", retry=RetryPolicy(max_attempts=100, base=0.2, cap=0.2, jitter="none", deadline=5.0))(_fail)
     task("fail_own_rules", retryable=(ValueError,), permanent=(ConnectionError,))(_fail)
 
     @task("fail_later")

@@ -258,14 +258,30 @@ class Guard(Carrier):
         *,
         error: ErrorReport | None = None,
         retention: float = 86400.0,
+        published: list[Verdict] | None = None,
     ) -> Verdict:
         """Decide on what the body did and carry it out; the caller acknowledges afterwards.
+
+        Args:
+            delivery: that has run.
+            claim: it ran under.
+            outcome: of its body.
+            limits: of its task.
+            error: for the letter.
+            retention: seconds that a completion is kept.
+            published: gets the verdict as soon as the broker has what it says. Given again, where a signal has cut in meanwhile, nothing is
+                published once more, whatever has become of the lease.
 
         Raises:
             PublishFailed: the message must stay in its queue.
         """
-        verdict = self._decide(delivery, claim, outcome, limits)
+        published = [] if published is None else published
         told = self._told(limits, outcome, delivery, claim)
+        if published:
+            if isinstance(published[0], DeadLetterNow):
+                self._give_up(delivery, told, claim.progress)
+            return published[0]
+        verdict = self._decide(delivery, claim, outcome, limits)
         if isinstance(verdict, Complete) and isinstance(outcome, Returned):
             if self._complete(delivery, claim, outcome.value, retention, told):
                 return verdict
@@ -280,14 +296,17 @@ class Guard(Carrier):
             # The charge first: were the copy published first, a crash in between would leave two messages and no charge.
             self._release(delivery, told, attempts=1)
             self._retry(delivery, verdict, report)
+            published.append(verdict)
         elif isinstance(verdict, DeadLetterNow):
             # The letter first: it may be written twice, but never not at all.
             self._bury(delivery, verdict, report)
+            published.append(verdict)
             self._give_up(delivery, told, claim.progress)
         elif isinstance(verdict, HandBack):
             self._release(delivery, told)
             # who left a loop where it goes on did not wait in vain
             self._hand_back(delivery, verdict, 0 if isinstance(outcome, Stopped) else delivery.travel.deferrals + 1)
+            published.append(verdict)
         elif isinstance(verdict, Fail):
             self._give_up(delivery, told, claim.progress)
         elif isinstance(verdict, PassThrough):

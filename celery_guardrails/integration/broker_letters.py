@@ -65,15 +65,17 @@ class Notices:
         self._rails.store.ping()
         end = self._rails.clock.now() + _ROUND
         left = 0
-        with closing(self._broker.browse(queue)) as notices:
-            for notice in notices:
-                if not self._tell(notice.message):
-                    left += 1
-                    continue
-                self._broker.take(notice)
-                if self._rails.clock.now() >= end and not self._missing:
-                    return _PAUSE
-        self._missing.clear()
+        try:
+            with closing(self._broker.browse(queue)) as notices:
+                for notice in notices:
+                    if not self._tell(notice.message):
+                        left += 1
+                        continue
+                    self._broker.take(notice)
+                    if self._rails.clock.now() >= end and not self._missing:
+                        return _PAUSE
+        finally:
+            self._missing.clear()  # the queue is there now: what the next round finds in it was not restored by this one
         return interval if left else _PAUSE
 
     def _tell(self, message: RawMessage) -> bool:

@@ -274,6 +274,7 @@ class GuardedRun:
         try:
             answer: tuple[Verdict, Claim] = self.guard.admit(self.delivery, self.limits)
         except PublishFailed as exc:
+            self.guard.surrender(self.delivery, self.limits)
             raise Reject(exc, requeue=True) from exc
         except SoftTimeLimitExceeded as exc:  # the body has not begun: the store kept us waiting
             self.guard.surrender(self.delivery, self.limits)
@@ -337,19 +338,22 @@ class GuardedRun:
     def _settle(self, claim: Claim, outcome: Outcome, exc: BaseException | None = None) -> Verdict:
         retention = self.retention
         report = error_report(exc, outcome) if exc is not None else None
+        published: list[Verdict] = []
 
         def settle() -> Verdict:
             present = claim
             if isinstance(outcome, (Raised, Resubmitted, Rejected, Stopped)):
                 self._flush()
                 present = self.claim
-            verdict: Verdict = self.guard.settle(self.delivery, present, outcome, self.limits, error=report, retention=retention)
+            verdict: Verdict = self.guard.settle(
+                self.delivery, present, outcome, self.limits, error=report, retention=retention, published=published
+            )
             return verdict
 
         try:
             try:
                 return settle()
-            except SoftTimeLimitExceeded:  # raised anywhere, once; the body has ended, and every step may be repeated
+            except SoftTimeLimitExceeded:  # raised anywhere, once; the body has ended, and what is published already is not again
                 return settle()
         except PublishFailed as failed:
             self.guard.surrender(self.delivery, self.limits)

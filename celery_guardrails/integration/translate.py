@@ -8,7 +8,7 @@ from typing import Any
 
 from ..policy.delivery import Delivery, RawMessage, Travel
 
-__all__ = ["DEADLINE_FIELD", "DELIVERY_FIELD", "new_holder", "queue_of", "raw_message", "restore_origin", "to_delivery"]
+__all__ = ["DEADLINE_FIELD", "DELIVERY_FIELD", "new_holder", "queue_of", "raw_message", "remember_tags", "restore_origin", "to_delivery"]
 
 #: Where the main process puts the :class:`Delivery` into the request that it hands to the child.
 DELIVERY_FIELD = "guardrails_delivery"
@@ -63,14 +63,25 @@ def restore_origin(message: Any) -> None:
             info["exchange"], info["routing_key"] = origin
 
 
+def remember_tags(consumer: Any) -> dict[str, str]:
+    """Return the queue of each consumer tag, also of those that are being cancelled.
+
+    kombu forgets a tag before it asks the broker to stop (messaging.py, ``cancel_by_queue``), and messages come in until that has answered.
+    """
+    tags: dict[str, str] = dict(getattr(consumer, "guardrails_tags", {}))
+    tags.update((tag, str(name)) for name, tag in dict(consumer._active_tags).items())
+    consumer.guardrails_tags = tags
+    return tags
+
+
 def queue_of(message: Any, consumer: Any) -> str:
     """Return the name of the queue that a message was consumed from."""
     info = message.delivery_info or {}
     tag = info.get("consumer_tag")
     if tag and consumer is not None:
-        for queue, known in dict(consumer._active_tags).items():
-            if known == tag:
-                return str(queue)
+        known = remember_tags(consumer) if tag not in (seen := getattr(consumer, "guardrails_tags", {})) else seen
+        if tag in known:
+            return known[tag]
     exchange, routing_key = str(info.get("exchange") or ""), str(info.get("routing_key") or "")
     lookup = getattr(message.channel, "_lookup", None)
     if exchange and lookup is not None:  # a virtual transport: its routing table is at hand

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
@@ -33,6 +35,27 @@ logger = get_logger(__name__)
 _AGAIN = 5.0
 
 
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Garbage:
+    """An item of a Redis list that is no message.
+
+    Args:
+        payload: as it was in the list.
+        queue: it was taken from.
+        exc: what is wrong with it.
+        forget: takes it out of what is unacknowledged, where it may be: it would be restored at its visibility timeout, and buried again.
+    """
+
+    payload: bytes
+    queue: str
+    exc: BaseException
+    forget: Callable[[], None] = _nothing
+
+
 class BadMessages(bootsteps.StartStopStep):
     """Looks at every message before Celery's handler does, and catches what that one throws."""
 
@@ -47,6 +70,8 @@ class BadMessages(bootsteps.StartStopStep):
         c.on_unknown_message = self.on_unknown_message
         c.on_unknown_task = self.on_unknown_task
         c.on_invalid_task = self.on_invalid_task
+        #: Garbage that is nowhere but here.
+        self._held: list[_Garbage] = []
         create = c.create_task_handler
         c.create_task_handler = lambda *args, **kw: self._wrap(create(*args, **kw))
 
@@ -56,13 +81,15 @@ class BadMessages(bootsteps.StartStopStep):
         take_safely(channel)
         _keep_wire_bytes(channel)
         _survive_garbage(channel, self._on_garbage)
+        if self._held:  # Celery before 5.7 has cleared the timer when the connection was lost
+            self._look_later()
 
     # -- Celery's own hooks -----------------------------------------------------------------------------------
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """The body is not what its headers say."""
         if not hasattr(message, "delivery_tag"):  # kombu could not even make a message of it
-            self._on_garbage(_dump(message), "", exc)
+            self._on_garbage(_Garbage(_dump(message), "", exc))
             return
         self._bury(message, "undecodable", exc)
 
@@ -121,18 +148,30 @@ class BadMessages(bootsteps.StartStopStep):
         self._rails.emit(events.DeadLettered(queue, certificate))
         return True
 
-    def _on_garbage(self, payload: bytes, queue: str, exc: BaseException) -> None:
+    def _on_garbage(self, garbage: _Garbage) -> None:
         """An item of a Redis list that is no message at all; it has left the list already."""
-        certificate = self._certificate("undecodable", exc, queue, headers={}, exchange="", routing_key=queue)
+        queue = garbage.queue
+        certificate = self._certificate("undecodable", garbage.exc, queue, headers={}, exchange="", routing_key=queue)
         broker: Any = self._rails.broker
         try:
-            broker.dead_letter_raw(payload, queue, certificate)
+            broker.dead_letter_raw(garbage.payload, queue, certificate)
         except PublishFailed as failed:
-            # No longer in Redis and not in the dead letter queue: this process is the only one that has it.
+            # No longer in Redis and not in the dead letter queue: this process may be the only one that has it.
             logger.error("garbage from %s is held in memory, it could not be dead-lettered: %r", queue, failed)
-            self._consumer.timer.call_after(_AGAIN, self._on_garbage, (payload, queue, exc))
+            self._held.append(garbage)
+            if len(self._held) == 1:
+                self._look_later()
             return
+        garbage.forget()
         self._rails.emit(events.DeadLettered(queue, certificate))
+
+    def _look_later(self) -> None:
+        self._consumer.timer.call_after(_AGAIN, self._look_again)
+
+    def _look_again(self) -> None:
+        held, self._held = self._held, []
+        for garbage in held:
+            self._on_garbage(garbage)
 
     def _certificate(
         self, reason: str, exc: BaseException, queue: str, *, headers: Mapping[str, Any], exchange: str, routing_key: str
@@ -249,7 +288,19 @@ def _keep_wire_bytes(channel: Any) -> None:
     channel.Message = WireMessage
 
 
-def _survive_garbage(channel: Any, on_garbage: Callable[[bytes, str, BaseException], None]) -> None:
+def _forget(channel: Any, item: bytes) -> None:
+    """Take an item out of what is unacknowledged, if it can be there: it was noted when it was taken (``take.lua``)."""
+    try:
+        tag = json.loads(item)["properties"]["delivery_tag"]
+    except (ValueError, TypeError, LookupError):
+        return
+    try:
+        channel.qos._remove_from_indices(tag).execute()
+    except Exception as exc:  # noqa: BLE001 - the server is away: it comes again, and is buried once more
+        logger.warning("garbage is in the dead letter queue, and could not be acknowledged: %r", exc)
+
+
+def _survive_garbage(channel: Any, on_garbage: Callable[[_Garbage], None]) -> None:
     """Keep an item of a Redis list that is no kombu message from ending the worker (redis.py ``_brpop_read``).
 
     What fails before kombu has made a message of it is garbage; what fails afterwards is a message that kombu will restore.
@@ -276,7 +327,7 @@ def _survive_garbage(channel: Any, on_garbage: Callable[[bytes, str, BaseExcepti
                 raise
             key, item = unmade[0]
             queue = (key.decode() if isinstance(key, bytes) else str(key)).rsplit(channel.sep, 1)[0]
-            on_garbage(bytes(item), queue, exc)
+            on_garbage(_Garbage(bytes(item), queue, exc, partial(_forget, channel, bytes(item))))
             return True
 
     class WholeMessage(channel.Message):

@@ -22,9 +22,12 @@ class LostChildren(bootsteps.StartStopStep):
     """
 
     label = "guardrails lost children"
+    _entry: Any = None
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
-        """Called for every connection; Celery clears the timers when one is lost."""
+        """Called for every connection; not every Celery clears the timers when one is lost (5.6.2 does not)."""
         supervise = getattr(c.pool, "maintain_pool", None)
         if supervise is not None:
-            hub.call_repeatedly(_INTERVAL, supervise)
+            if self._entry is not None:
+                self._entry.cancel()
+            self._entry = hub.call_repeatedly(_INTERVAL, supervise)

@@ -17,6 +17,7 @@ from .. import events
 from ..integration import stopping
 from ..integration.app import ensure_guardrails
 from ..integration.mainstate import state
+from ..integration.translate import remember_tags
 from ..policy.resource import BREAKER, SLOTS, ResourceView
 from .background import Background
 
@@ -126,6 +127,7 @@ class Pausing(bootsteps.StartStopStep):
             entity = next((found for found in consumer.queues if found.name == queue), None)
             if entity is not None:
                 self._paused[queue] = entity
+                remember_tags(consumer)
                 consumer.cancel_by_queue(queue)
                 view = views[self._sole[queue]]
                 logger.warning("queue %s is not consumed: resource %r lets nobody in (%s)", queue, view.name, view.why)

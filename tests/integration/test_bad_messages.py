@@ -239,6 +239,9 @@ def test_an_item_of_the_list_that_is_no_message_is_dead_lettered_and_the_worker_
     assert letter.headers["guardrails"]["queue"] == app.queue
     goes_on(app, name)
     assert len(app.letters()) == 1
+    with app.broker.connection() as connection:  # it would come again after every visibility timeout, and be buried each time
+        client = connection.default_channel.client
+        eventually(lambda: (client.hlen("unacked"), client.zcard("unacked_index")) == (0, 0), 20)
 
 
 def test_a_hundred_bad_messages_among_good_ones_lose_none(app, name):

@@ -247,3 +247,25 @@ def test_a_round_makes_way_for_the_workers_other_work(desk, monkeypatch):
         desk.die(f"t-{number}")
     assert desk.round() == 0.2
     assert 0 < desk.broker.depth(NOTICES) < 10
+
+
+def test_after_a_round_that_failed_no_letter_is_restored_that_is_there(desk, monkeypatch):
+    for number in range(2):
+        desk.die(f"t-{number}")
+    del desk.broker._ready["celery.dead"]  # somebody has deleted the queue
+    claim, failed = desk.rails.store.claim, []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not failed:
+            failed.append(args)
+            raise StoreUnavailable("no connection")
+        return claim(*args, **kwargs)
+
+    monkeypatch.setattr(desk.rails.store, "claim", once)
+    notices = Notices(desk.rails)
+    with pytest.raises(StoreUnavailable):
+        notices.round()
+    before = desk.broker.depth("celery.dead")
+    assert before == 1
+    notices.round()
+    assert desk.broker.depth("celery.dead") == before, "who had been restored is not restored again"

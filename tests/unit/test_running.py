@@ -10,8 +10,9 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_guardrails import GuardedTask, Guardrails, IdempotencyConflict, RejectedTask
+from celery_guardrails.errors import PublishFailed
 from celery_guardrails.integration.running import GuardedRun
-from celery_guardrails.policy.delivery import Delivery
+from celery_guardrails.policy.delivery import Delivery, Travel
 from celery_guardrails.policy.lease import RecordState
 from celery_guardrails.policy.verdict import Returned
 from tests.unit.test_guard import LIMITS, Bench, dead
@@ -145,6 +146,40 @@ def test_a_soft_time_limit_in_the_middle_of_settling_does_not_undo_it(task, benc
             run(task, bench.delivery(), fail(ConnectionError("gone")))
         assert bench.store.lookup("key").attempts == 1
     assert struck
+
+
+def test_a_soft_time_limit_behind_the_letter_does_not_send_the_task_round_again(task, bench, monkeypatch):
+    reset, struck = bench.store.reset, []
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        answer = reset(*args, **kwargs)
+        if not struck:
+            struck.append("reset")
+            raise SoftTimeLimitExceeded
+        return answer
+
+    monkeypatch.setattr(bench.store, "reset", late)
+    with pytest.raises(KeyError):
+        run(task, bench.delivery(), fail(KeyError("no")))
+    assert struck
+    assert dead(bench)[1].reason == "permanent"
+    assert bench.broker.delayed() == []
+    assert list(bench.broker.browse("q")) == []
+
+
+def test_a_letter_that_cannot_be_published_before_the_body_leaves_no_lease(task, bench, monkeypatch):
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise PublishFailed("no connection")
+
+    monkeypatch.setattr(bench.broker, "dead_letter", away)
+    late = Travel(first=bench.clock.now(), until=bench.clock.now() - 1)
+    with pytest.raises(Reject):
+        run(task, bench.delivery(travel=late), fail(AssertionError("the body must not run")))
+    record = bench.store.lookup("key")
+    assert record is None or record.state is RecordState.IDLE
+    bench.clock.advance(120)
+    _, claim = bench.guard.admit(bench.delivery("again"), LIMITS)
+    assert (claim.crashes, claim.suspicions) == (0, 0)
 
 
 def test_a_soft_time_limit_before_the_body_hands_the_message_back(task, bench, monkeypatch):

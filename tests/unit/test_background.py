@@ -111,7 +111,12 @@ def message(tag: str) -> Any:
 @pytest.mark.parametrize("before", ["a message", "the pause"])
 def test_what_comes_while_its_queue_is_being_cancelled_came_from_that_queue(before):
     found: list[str] = []
-    consumer = Consumer(lambda: found.append(queue_of(message("1"), consumer)))
+
+    def meanwhile() -> None:
+        remember_tags(consumer)  # another queue is paused as well
+        found.append(queue_of(message("1"), consumer))
+
+    consumer = Consumer(meanwhile)
     if before == "a message":
         assert queue_of(message("2"), consumer) == "celery"
     else:

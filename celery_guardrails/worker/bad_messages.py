@@ -16,15 +16,18 @@ from typing import Any
 from celery import bootsteps
 from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.utils.log import get_logger
+from celery.worker import state as worker_state
 from celery.worker.consumer import Tasks
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from .. import events
 from ..errors import PublishFailed
 from ..integration.app import ensure_guardrails
+from ..integration.stopping import is_stopping
 from ..integration.translate import queue_of, raw_message
 from ..policy.deadletter import DeathCertificate, error_fingerprint
 from ..policy.delivery import Travel
+from .giving_back import give_back
 from .safe_pop import take_safely
 
 __all__ = ["BadMessages"]
@@ -125,11 +128,26 @@ class BadMessages(bootsteps.StartStopStep):
             except self._consumer.connection_errors + self._consumer.channel_errors as exc:
                 if not isinstance(exc, (KeyError, TypeError, ValueError, AttributeError)):
                     raise
-                return self._bury(message, "invalid", exc)  # kombu's Redis transport lists KeyError among connection errors
+                return self._refused(message, exc)  # kombu's Redis transport lists KeyError among connection errors
             except (KeyError, TypeError, ValueError, AttributeError) as exc:
-                return self._bury(message, "invalid", exc)
+                return self._refused(message, exc)
 
         return on_message
+
+    def _refused(self, message: Any, exc: BaseException) -> bool:
+        """Celery's handler could not take a message: one that it had made a request of was sound, and it is the worker that is not.
+
+        One that is told to stop while it connects again gets messages although its pool has ended.
+        """
+        request = next((one for one in list(worker_state.requests.values()) if one.message is message), None)
+        if request is None:
+            return self._bury(message, "invalid", exc)
+        logger.error("%s[%s] could not be given to the pool, and goes back to its queue: %r", request.name, request.id, exc)
+        if is_stopping():
+            give_back(self._consumer, request)
+        else:  # at once it would come again and again
+            self._consumer.timer.call_after(_AGAIN, give_back, (self._consumer, request))
+        return False
 
     def _bury(self, message: Any, reason: str, exc: BaseException) -> bool:
         if message.acknowledged:

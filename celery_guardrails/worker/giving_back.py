@@ -14,7 +14,7 @@ from ..integration import stopping
 from ..integration.mainstate import state
 from ..integration.request import GuardedRequest
 
-__all__ = ["GivingBack"]
+__all__ = ["GivingBack", "give_back"]
 
 logger = get_logger(__name__)
 
@@ -60,20 +60,22 @@ class GivingBack(bootsteps.StartStopStep):
         for request in list(worker_state.requests.values()):
             # what came over a connection that was lost may be with another worker by now; before 5.7 Celery keeps it in this table
             if request.message.channel is c.task_consumer.channel and not _begun(request, queued_in_pool=executor is not None):
-                self._give_back(c, request)
+                give_back(c, request)
 
-    def _give_back(self, c: Any, request: Any) -> None:
-        entry = getattr(request, "_eta_timer_entry", None)
-        if entry is not None:
-            c.timer.cancel(entry)
-        # not request.reject(): it leaves the sending to an event loop that has ended
-        if isinstance(request, GuardedRequest) and request.return_afresh():
-            request.message.ack_log_error(logger, c.connection_errors)
-        else:
-            request.acknowledged = True
-            request.message.reject_log_error(logger, c.connection_errors, requeue=True)
-            state.tally.count("handed_back")
-        worker_state.task_ready(request)
+
+def give_back(c: Any, request: Any) -> None:
+    """Return the message of a request that has not begun to its queue, at once."""
+    entry = getattr(request, "_eta_timer_entry", None)
+    if entry is not None:
+        c.timer.cancel(entry)
+    # not request.reject(): it leaves the sending to an event loop that has ended
+    if isinstance(request, GuardedRequest) and request.return_afresh():
+        request.message.ack_log_error(logger, c.connection_errors)
+    else:
+        request.acknowledged = True
+        request.message.reject_log_error(logger, c.connection_errors, requeue=True)
+        state.tally.count("handed_back")
+    worker_state.task_ready(request)
 
 
 def _read_what_was_asked_for(channel: Any) -> None:

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker import state as worker_state
 from kombu.asynchronous import Hub
 
 from celery_guardrails.errors import PublishFailed
+from celery_guardrails.integration import stopping
 from celery_guardrails.integration.translate import queue_of, remember_tags
 from celery_guardrails.worker.background import Background
 from celery_guardrails.worker.bad_messages import BadMessages, _Garbage
@@ -180,3 +182,67 @@ def test_garbage_is_forgotten_when_it_is_in_the_dead_letter_queue_and_not_before
     garbage.broker.away = False
     garbage.timer[0]()
     assert (garbage.broker.letters, forgotten) == ([b"x"], [b"x"])
+
+
+# -- a sound message that this worker cannot take -------------------------------------------------------------------
+
+
+class Sound:
+    """A message, and what was done to it."""
+
+    def __init__(self) -> None:
+        self.headers, self.payload = {"task": "t", "id": "id-1"}, [[], {}, None]
+        self.acknowledged = False
+        self.acts: list[str] = []
+
+    def reject_log_error(self, logger: Any, errors: Any, requeue: bool) -> None:
+        self.acts.append(f"requeue {requeue}")
+
+
+@pytest.fixture
+def taken(garbage, monkeypatch):
+    """A handler as the one of Celery, whose pool has ended: it has made a request of the message by then, or not."""
+    monkeypatch.setattr(worker_state, "requests", {})
+    monkeypatch.setattr(worker_state, "task_ready", lambda request: worker_state.requests.pop(request.id, None))
+    garbage.step._consumer.connection_errors, garbage.step._consumer.channel_errors = (OSError,), ()
+    garbage.later = []
+    garbage.step._consumer.timer.call_after = lambda seconds, call, args=(): garbage.later.append((call, args))
+    garbage.buried = []
+    monkeypatch.setattr(garbage.step, "_bury", lambda message, reason, exc: garbage.buried.append(reason), raising=False)
+    garbage.message = Sound()
+
+    def take(*, reserved: bool) -> None:
+        def handler(message: Any) -> None:
+            if reserved:
+                worker_state.requests["id-1"] = SimpleNamespace(id="id-1", name="t", message=message)
+            raise AttributeError("'NoneType' object has no attribute '_processes'")
+
+        garbage.step._wrap(handler)(garbage.message)
+
+    garbage.take = take
+    stopping.reset()
+    yield garbage
+    stopping.reset()
+
+
+def test_a_sound_message_that_a_pool_that_has_ended_does_not_take_goes_back_and_is_not_buried(taken):
+    stopping.set_stopping()
+    taken.take(reserved=True)
+    assert (taken.message.acts, taken.buried, worker_state.requests) == (["requeue True"], [], {})
+
+
+def test_a_pool_that_takes_nothing_although_nobody_stops_it_does_not_get_the_message_again_at_once(taken):
+    taken.take(reserved=True)
+    assert (taken.message.acts, taken.buried) == ([], [])
+    [(call, args)] = taken.later
+    call(*args)
+    assert taken.message.acts == ["requeue True"]
+
+
+def test_a_message_of_which_celery_can_make_no_request_is_buried(taken):
+    stopping.set_stopping()
+    taken.take(reserved=False)
+    assert taken.buried == ["invalid"]
+    worker_state.requests["id-1"] = SimpleNamespace(id="id-1", name="t", message=Sound())  # of another delivery
+    taken.take(reserved=False)
+    assert taken.buried == ["invalid", "invalid"]

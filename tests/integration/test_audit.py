@@ -51,7 +51,7 @@ class Scene:
 
 @pytest.fixture
 def scene(deploy, monkeypatch):
-    monkeypatch.setitem(auditor_of.__kwdefaults__, "timeout", 3.0)  # a worker on a busy machine
+    monkeypatch.setitem(auditor_of.__kwdefaults__, "timeout", 2.0)  # a worker on a busy machine
     return Scene(deploy(retry=LATER, worker_prefetch_multiplier=2, guardrails_lease_seconds=5))
 
 

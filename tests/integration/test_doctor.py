@@ -307,14 +307,17 @@ def test_an_exchange_that_only_a_policy_names_is_looked_for_as_well(rabbit, mana
 
 def test_the_patience_of_a_queue_is_that_of_its_declaration_and_of_the_management_api(rabbit, management):
     patient = Queue("celery", queue_arguments={"x-consumer-timeout": 7_200_000})
-    rails = shop(rabbit.broker.url, rabbit.store, task_time_limit=3600)
-    assert found(rails.doctor(), "W013")
+
+    def said(rails: Guardrails, **options: Any) -> list[str]:  # not of tasks that other tests have made in this process
+        return [finding.what for finding in found(rails.doctor(**options), "W013") if finding.subject == "shop.charge"]
+
+    assert said(shop(rabbit.broker.url, rabbit.store, task_time_limit=3600))
     rails = shop(rabbit.broker.url, rabbit.store, task_time_limit=3600, task_queues=[patient])
-    assert found(rails.doctor(), "W013") == []
+    assert said(rails) == []
     rabbit.queue("celery")
-    assert found(rails.doctor(), "W013") == []
-    shorter = management(200, {"arguments": {"x-consumer-timeout": 60_000}})
-    assert "60 s" in one(rails.doctor(management_url=shorter), "W013").what
+    assert said(rails) == []
+    (shorter,) = said(rails, management_url=management(200, {"arguments": {"x-consumer-timeout": 60_000}}))
+    assert "60 s" in shorter
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ class _Plain:
         try:
             job = submit(*self._call, **options)
         except BaseException:
+            self._options = options
             self.leave()
             raise
         if job is not None:

@@ -295,6 +295,26 @@ def test_one_that_cannot_be_let_in_is_tried_again_and_holds_up_nobody(yard: Yard
     assert [given.options["correlation_id"] for given in yard.given] == [second.id, first.id]
 
 
+def test_one_that_the_pool_refuses_is_given_to_it_later_with_all_that_celery_wants_to_hear(yard: Yard) -> None:
+    submit, refused = yard.keeper._submit, []
+
+    def once(*args: Any, **options: Any) -> Any:
+        if not refused:
+            refused.append(options)
+            raise OSError("not now")
+        return submit(*args, **options)
+
+    yard.keeper._submit = once
+    with suspect(yard.room):
+        yard.send("refused")
+    yard.look()
+    assert can_be_alone(yard.room)
+    yard.look()
+    (given,) = yard.given
+    assert given.options == refused[0]
+    assert {"accept_callback", "callback", "error_callback"} <= given.options.keys()
+
+
 def test_the_end_of_a_process_is_heard_also_where_nobody_asked_for_it(yard: Yard) -> None:
     yard.worker.pool.apply_async(print, callback=lambda result: None)  # celery-batches
     assert not can_be_alone(yard.room)

@@ -79,9 +79,9 @@ def queue_of(message: Any, consumer: Any) -> str:
     info = message.delivery_info or {}
     tag = info.get("consumer_tag")
     if tag and consumer is not None:
-        known = remember_tags(consumer) if tag not in (seen := getattr(consumer, "guardrails_tags", {})) else seen
-        if tag in known:
-            return known[tag]
+        queue = getattr(consumer, "guardrails_tags", {}).get(tag) or remember_tags(consumer).get(tag)
+        if queue:
+            return queue
     exchange, routing_key = str(info.get("exchange") or ""), str(info.get("routing_key") or "")
     lookup = getattr(message.channel, "_lookup", None)
     if exchange and lookup is not None:  # a virtual transport: its routing table is at hand

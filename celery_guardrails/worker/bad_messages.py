@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import bootsteps
 from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.utils.functional import noop
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.consumer import Tasks
@@ -38,10 +39,6 @@ logger = get_logger(__name__)
 _AGAIN = 5.0
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class _Garbage:
     """An item of a Redis list that is no message.
@@ -56,7 +53,7 @@ class _Garbage:
     payload: bytes
     queue: str
     exc: BaseException
-    forget: Callable[[], None] = _nothing
+    forget: Callable[[], None] = noop
 
 
 class BadMessages(bootsteps.StartStopStep):

@@ -16,6 +16,7 @@ from typing import Any
 
 from celery import bootsteps
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.utils.functional import noop
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.components import Pool
@@ -54,7 +55,7 @@ class _Plain:
         self._inside = inside
         self._call = call
         # also those that nobody gave: a batch of celery-batches does not ask for the end of its process
-        self._options = {**options, **{name: self._ending(options.get(name) or _nothing) for name in _ENDS}}
+        self._options = {**options, **{name: self._ending(options.get(name) or noop) for name in _ENDS}}
         if options.get("timeout_callback"):
             self._options["timeout_callback"] = self._timed_out(options["timeout_callback"])
         #: Whether a request of Celery's asks for it, also one that is forgotten meanwhile.
@@ -117,10 +118,6 @@ class _Plain:
             return call(soft, timeout)
 
         return timed_out
-
-
-def _nothing(*_: Any) -> None:
-    pass
 
 
 class Doorkeeper(bootsteps.StartStopStep):
@@ -210,7 +207,7 @@ class Doorkeeper(bootsteps.StartStopStep):
 
     def _let_in(self, task: _Plain) -> None:
         request = task.request
-        if task.known and (request is None or request not in worker_state.reserved_requests):
+        if request is not None and request not in worker_state.reserved_requests:
             return  # the connection was lost, and the message with it: it comes again
         if not task.enter():
             self._keep(task)
